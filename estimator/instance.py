@@ -1,0 +1,57 @@
+"""One model replica made concrete: its step cost, its limits, its memory for KV blocks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from estimator.errors import require
+from estimator.iteration import StepCost
+from estimator.parallelism import Parallelism
+
+BLOCK_TOKENS = 16  # vLLM's default KV block; SGLang pages and TRT-LLM blocks are counted in these too
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineLimits:
+    """Per attention-dp rank: tokens of one step and sequences resident at a time."""
+
+    max_num_batched_tokens: int = 8192
+    max_num_seqs: int = 256
+
+    def __post_init__(self) -> None:
+        for name in ("max_num_batched_tokens", "max_num_seqs"):
+            value = getattr(self, name)
+            require(value >= 1, field=name, value=value, rule="must be at least 1", accepted="a whole number ≥ 1")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Instance:
+    """What the event kernels need of one replica.
+
+    `num_kv_blocks`: blocks of `BLOCK_TOKENS` tokens per attention-dp rank. `shared_prefix_blocks` of them hold cached
+    prefixes for good. `kv_bytes_per_token`: of the whole instance, what a hand-over must move. `request_overhead_s`:
+    HTTP, tokenisation and scheduling before the first step, part of TTFT but of no step. `stage_transfer_s`: hand-over
+    of activations to the next pipeline stage. `tier`: what the times rest on, worst operator first
+    (`fitted`, `borrowed`, `data_sheet`).
+    """
+
+    cost: StepCost
+    limits: EngineLimits
+    parallelism: Parallelism
+    gpu: str
+    num_kv_blocks: int
+    kv_bytes_per_token: float
+    request_overhead_s: float = 0.0
+    stage_transfer_s: float = 0.0
+    shared_prefix_blocks: int = 0
+    tier: str = "data_sheet"
+
+    @property
+    def num_gpus(self) -> int:
+        """GPUs of the replica."""
+        return self.parallelism.num_gpus
+
+    @property
+    def capacity_tokens(self) -> int:
+        """KV tokens that one attention-dp rank can hold for its own requests."""
+        return (self.num_kv_blocks - self.shared_prefix_blocks) * BLOCK_TOKENS

@@ -1,0 +1,108 @@
+"""What is simulated: instances behind a router, collocated or in two pools joined by a KV link."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from estimator.errors import require
+from estimator.instance import Instance
+
+CollocatedPolicy = Literal["chunked", "prefill_first", "static"]
+Router = Literal["round_robin", "random", "least_outstanding", "power_of_two"]
+PrefillOrder = Literal["fcfs", "sjf", "ljf"]
+Admission = Literal["greedy", "reserve_static", "reserve_dynamic"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Collocated:
+    """`num_instances` equal instances, each doing prefill and decode."""
+
+    instance: Instance
+    num_instances: int = 1
+    policy: CollocatedPolicy = "chunked"
+    router: Router = "round_robin"
+
+    @property
+    def num_gpus(self) -> int:
+        """GPUs of the whole system."""
+        return self.num_instances * self.instance.num_gpus
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KvLink:
+    """Hand-over of KV caches: each prefill instance sends, each decode instance receives, one transfer at a time.
+
+    A transfer of x bytes starts when the prompt is done, the sender is free and the receiver is free, and takes
+    `latency_s` + x / min(egress, ingress).
+    """
+
+    egress_bytes_per_s: float
+    ingress_bytes_per_s: float
+    latency_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("egress_bytes_per_s", "ingress_bytes_per_s"):
+            value = getattr(self, name)
+            require(value > 0, field=name, value=value, rule="must be positive", accepted="bytes per second > 0")
+        require(
+            self.latency_s >= 0,
+            field="latency_s",
+            value=self.latency_s,
+            rule="must not be negative",
+            accepted="seconds ≥ 0",
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DisaggregatedPolicy:
+    """How the two pools are run. Defaults are DistServe's (arXiv 2401.09670): FCFS, whole prompts, greedy decode.
+
+    `chunk_tokens` 0 = whole prompts packed up to the instance's token budget, otherwise prefill-only chunks of that
+    size. `prefill_order` sorts within a scheduling batch of `scheduling_batch` requests. `bucket_tokens` and
+    `prediction_accuracy` describe the output-length predictor that placement and reserving admission use; the bucket's
+    lower end is used. `heavy_prefill_tokens`/`heavy_decode_tokens` tell heavy from light requests.
+    """
+
+    name: str = "distserve"
+    prefill_order: PrefillOrder = "fcfs"
+    scheduling_batch: int = 1
+    chunk_tokens: int = 0
+    decode_placement: Router = "least_outstanding"
+    admission: Admission = "greedy"
+    bucket_tokens: int = 200
+    prediction_accuracy: float = 0.749
+    heavy_prefill_tokens: int = 512
+    heavy_decode_tokens: int = 128
+
+
+DISTSERVE = DisaggregatedPolicy()
+TETRIINFER = DisaggregatedPolicy(
+    name="tetriinfer",
+    prefill_order="sjf",
+    scheduling_batch=16,
+    chunk_tokens=512,
+    decode_placement="power_of_two",
+    admission="reserve_dynamic",
+)  # arXiv 2401.11181, sections 3.3-3.5: chunk 512, batch 16, buckets of 200 tokens at 74.9 % accuracy
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Disaggregated:
+    """`num_prefill` prefill instances hand KV caches over `link` to `num_decode` decode instances."""
+
+    prefill: Instance
+    num_prefill: int
+    decode: Instance
+    num_decode: int
+    link: KvLink
+    policy: DisaggregatedPolicy = DISTSERVE
+    router: Router = "round_robin"
+
+    @property
+    def num_gpus(self) -> int:
+        """GPUs of the whole system."""
+        return self.num_prefill * self.prefill.num_gpus + self.num_decode * self.decode.num_gpus
+
+
+System = Collocated | Disaggregated

@@ -1,0 +1,1 @@
+"""The outside: run spec, study, executors, run folder, report, command line."""
