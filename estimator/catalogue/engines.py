@@ -1,0 +1,56 @@
+"""Engine cards: `engines.toml` (defaults, by hand) joined with `engines_fit.json` (costs, fitted on whole runs)."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from functools import cache, lru_cache
+from importlib.resources import files
+from typing import Any
+
+from estimator.engine import Engine, EngineCosts
+from estimator.errors import require
+from estimator.instance import EngineLimits
+
+_FOLDER = files("estimator.catalogue")
+
+
+@lru_cache(maxsize=1)
+def _cards() -> dict[str, dict[str, Any]]:
+    return tomllib.loads(_FOLDER.joinpath("engines.toml").read_text(encoding="utf-8"))
+
+
+@lru_cache(maxsize=1)
+def _fitted() -> dict[str, dict[str, dict[str, float]]]:
+    path = _FOLDER.joinpath("engines_fit.json")
+    if not path.is_file():
+        return {}
+    costs: dict[str, dict[str, dict[str, float]]] = json.loads(path.read_text(encoding="utf-8"))["costs"]
+    return costs
+
+
+def engine_names() -> list[str]:
+    """Names of the bundled engines, sorted."""
+    return sorted(_cards())
+
+
+@cache
+def load_engine(name: str) -> Engine:
+    """The bundled engine `name`; `BestServeError` for an unknown one."""
+    require(
+        name in _cards(), field="engine", value=name, rule="is not a known engine", accepted=", ".join(engine_names())
+    )
+    card = _cards()[name]
+    costs = {arch: EngineCosts(**values) for arch, values in _fitted().get(name, {}).items()}
+    return Engine(
+        name=name,
+        version=card["version"],
+        policy=card["policy"],
+        limits=EngineLimits(max_num_batched_tokens=card["max_num_batched_tokens"], max_num_seqs=card["max_num_seqs"]),
+        memory_utilisation_frac=card["memory_utilisation_frac"],
+        reserve_bytes=card["reserve_bytes"],
+        power_law_routing=card["power_law_routing"],
+        costs={"": EngineCosts(), **costs},
+        source=card["source"],
+        date=card["date"],
+    )
