@@ -1,0 +1,160 @@
+"""What is asked: a model, an engine, GPUs, traffic and targets; and what the user allows to be chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+from estimator.build import build_instance
+from estimator.dtypes import KvDtype, WeightDtype
+from estimator.engine import Engine
+from estimator.errors import BestServeError
+from estimator.hardware import Gpu
+from estimator.instance import EngineLimits, Instance
+from estimator.model import ModelShape
+from estimator.outcome import Infeasible
+from estimator.parallelism import Parallelism
+from estimator.slo import Slo
+from estimator.system import DISTSERVE, TETRIINFER, Collocated, Disaggregated, KvLink, System
+from estimator.workload import Workload
+from spaces.strategy import COLLOCATED_POLICIES, DISAGGREGATED_POLICIES, Pool, Strategy
+
+ARCHITECTURES = ("collocated", "disaggregated")
+MAX_CACHED_INSTANCES = 1024  # about 0.3 MB of tables each at a budget of 16,384 tokens
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchSpace:
+    """What may be chosen. Degrees and limits are lists of choices; a list of one value fixes it.
+
+    `gpus` empty: every GPU of the problem; `prefill_gpus`/`decode_gpus` narrow the two pools further. `owned`: most
+    GPUs of a type that may be used. `max_gpus`: of all types together. A limit of None is the engine's own.
+    `only`/`forbid`: shell patterns over the written form (`*-tp8@l40s*`); with `only`, at least one must match.
+    `whole_nodes`: the GPUs of each type must fill whole nodes.
+    """
+
+    max_gpus: int
+    gpus: tuple[str, ...] = ()
+    prefill_gpus: tuple[str, ...] = ()
+    decode_gpus: tuple[str, ...] = ()
+    architectures: tuple[str, ...] = ARCHITECTURES
+    tp: tuple[int, ...] = (1, 2, 4, 8)
+    pp: tuple[int, ...] = (1, 2, 4)
+    dp: tuple[int, ...] = (1, 2, 4, 8)
+    ep: tuple[int, ...] = (1, 2, 4, 8, 16)
+    max_num_batched_tokens: tuple[int | None, ...] = (2048, 8192, 16384)
+    max_num_seqs: tuple[int | None, ...] = (64, 256, 1024)
+    collocated_policies: tuple[str, ...] = COLLOCATED_POLICIES[:1]
+    disaggregated_policies: tuple[str, ...] = DISAGGREGATED_POLICIES[:1]
+    owned: Mapping[str, int] = field(default_factory=dict)
+    only: tuple[str, ...] = ()
+    forbid: tuple[str, ...] = ()
+    whole_nodes: bool = False
+
+    def __post_init__(self) -> None:
+        if self.max_gpus < 1:
+            raise BestServeError("max_gpus", self.max_gpus, "must be at least 1", "a whole number ≥ 1")
+        known = {
+            "architectures": ARCHITECTURES,
+            "collocated_policies": COLLOCATED_POLICIES,
+            "disaggregated_policies": DISAGGREGATED_POLICIES,
+        }
+        for name, accepted in known.items():
+            for value in getattr(self, name):
+                if value not in accepted:
+                    raise BestServeError(name, value, "is unknown", ", ".join(accepted))
+        for name in ("architectures", "tp", "pp", "dp", "ep", "max_num_batched_tokens", "max_num_seqs"):
+            values = getattr(self, name)
+            if not values or any(isinstance(value, int) and value < 1 for value in values):
+                raise BestServeError(name, values, "must be choices of at least 1", "for example (1, 2, 4)")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Problem:
+    """One planning question; everything but prices and demand, which do not change a strategy's goodput.
+
+    `gpus` by name. `network_bytes_per_s`: one direction, per GPU, between nodes; None = the GPU card's own.
+    `link_latency_s`: of one KV hand-over. Equal only to itself: its instances are cached by identity.
+    """
+
+    model: ModelShape
+    engine: Engine
+    gpus: Mapping[str, Gpu]
+    weight_dtype: WeightDtype
+    kv_dtype: KvDtype
+    workload: Workload
+    slo: Slo
+    space: SearchSpace
+    network_bytes_per_s: float | None = None
+    link_latency_s: float = 0.0
+
+    def gpu(self, name: str) -> Gpu:
+        """The GPU card of that name; raises `BestServeError` if the problem has none."""
+        if name not in self.gpus:
+            raise BestServeError("gpu", name, "is not one of the problem's GPUs", ", ".join(sorted(self.gpus)))
+        return self.gpus[name]
+
+
+def instance_of(problem: Problem, pool: Pool) -> Instance | Infeasible:
+    """One instance of the pool, made once per problem and kept."""
+    return _instance(problem, pool.gpu, pool.parallelism, pool.limits(problem.engine.limits))
+
+
+@lru_cache(maxsize=MAX_CACHED_INSTANCES)
+def _instance(problem: Problem, gpu: str, parallelism: Parallelism, limits: EngineLimits) -> Instance | Infeasible:
+    return build_instance(
+        model=problem.model,
+        gpu=problem.gpu(gpu),
+        engine=problem.engine,
+        parallelism=parallelism,
+        limits=limits,
+        weight_dtype=problem.weight_dtype,
+        kv_dtype=problem.kv_dtype,
+    )
+
+
+def system_of(problem: Problem, strategy: Strategy) -> System | Infeasible:
+    """The system to simulate, or why the strategy cannot exist."""
+    instances = []
+    for pool in strategy.pools:
+        instance = instance_of(problem, pool)
+        if isinstance(instance, Infeasible):
+            return instance
+        instances.append(instance)
+    if not strategy.is_disaggregated:
+        return Collocated(instance=instances[0], num_instances=strategy.pools[0].count, policy=strategy.policy)  # type: ignore[arg-type]
+    return Disaggregated(
+        prefill=instances[0],
+        num_prefill=strategy.pools[0].count,
+        decode=instances[1],
+        num_decode=strategy.pools[1].count,
+        link=link_of(problem, strategy),
+        policy=TETRIINFER if strategy.policy == "tetriinfer" else DISTSERVE,
+    )
+
+
+def link_of(problem: Problem, strategy: Strategy) -> KvLink:
+    """The hand-over link: every GPU of an instance sends or receives at its own port's rate.
+
+    The port is NVLink where both pools share one NVLink domain, PCIe where they share a node without one, and the
+    network otherwise.
+    """
+    prefill, decode = strategy.pools
+    return KvLink(
+        egress_bytes_per_s=prefill.parallelism.num_gpus * _port_bytes_per_s(problem, prefill, strategy),
+        ingress_bytes_per_s=decode.parallelism.num_gpus * _port_bytes_per_s(problem, decode, strategy),
+        latency_s=problem.link_latency_s,
+    )
+
+
+def _port_bytes_per_s(problem: Problem, pool: Pool, strategy: Strategy) -> float:
+    gpu = problem.gpu(pool.gpu)
+    one_type = len(strategy.gpu_counts) == 1
+    if one_type and gpu.nvlink_bytes_per_s > 0 and strategy.num_gpus <= gpu.nvlink_domain_gpus:
+        return gpu.nvlink_bytes_per_s
+    if one_type and strategy.num_gpus <= gpu.gpus_per_node:
+        return gpu.pcie_bytes_per_s
+    if problem.network_bytes_per_s is not None:
+        return problem.network_bytes_per_s
+    return gpu.network_bytes_per_s
