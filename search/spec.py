@@ -1,0 +1,319 @@
+"""The run spec: what a person writes in YAML, checked once, and turned into SI units and frozen objects.
+
+Every field's description says what is accepted; `bestserve schema` prints them as a JSON Schema for editors.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from estimator.errors import BestServeError
+from search.edge import Edge, read_yaml, validated
+
+Positive = Annotated[float, Field(gt=0)]
+PositiveInt = Annotated[int, Field(ge=1)]
+Degrees = Annotated[list[PositiveInt], Field(min_length=1)]
+Architecture = Literal["collocated", "disaggregated"]
+
+
+class ModelSpec(Edge):
+    """Which model, in which number formats."""
+
+    id: str = Field(description="a bundled id (`bestserve catalogue models`), or a path to config.json or its folder")
+    weights: Literal["bf16", "fp8", "fp4", "int4"] = Field(default="bf16", description="number format of the weights")
+    kv: Literal["bf16", "fp8"] = Field(default="bf16", description="number format of the KV cache")
+
+
+class FixedTokens(Edge):
+    """Every request has the same lengths."""
+
+    kind: Literal["fixed"]
+    input_tokens: PositiveInt = Field(description="whole tokens ≥ 1")
+    output_tokens: PositiveInt = Field(description="whole tokens ≥ 1")
+
+
+class TokenRange(Edge):
+    """Whole tokens from `min` to `max`, both included."""
+
+    min: PositiveInt = Field(description="whole tokens ≥ 1")
+    max: PositiveInt = Field(description="whole tokens ≥ min")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> TokenRange:
+        if self.max < self.min:
+            raise BestServeError("max", self.max, f"must not be below min = {self.min}", f"tokens ≥ {self.min}")
+        return self
+
+
+class UniformTokens(Edge):
+    """Lengths drawn uniformly."""
+
+    kind: Literal["uniform"]
+    input_tokens: TokenRange = Field(description="{min: …, max: …}")
+    output_tokens: TokenRange = Field(description="{min: …, max: …}")
+
+
+class LognormalTokens(Edge):
+    """ln(length) is normal around ln(median) with deviation `sigma`, cut at `max`."""
+
+    median: Positive = Field(description="tokens > 0")
+    sigma: Positive = Field(description="standard deviation of the logarithm, > 0")
+    max: PositiveInt = Field(description="longest length, whole tokens")
+
+    @model_validator(mode="after")
+    def _reachable(self) -> LognormalTokens:
+        if self.max < self.median:
+            raise BestServeError("max", self.max, f"must not be below the median {self.median:g}", f"≥ {self.median:g}")
+        return self
+
+
+class LognormalLengthsSpec(Edge):
+    """Input and output drawn independently or, with `correlation`, jointly lognormal."""
+
+    kind: Literal["lognormal"]
+    input_tokens: LognormalTokens = Field(description="{median: …, sigma: …, max: …}")
+    output_tokens: LognormalTokens = Field(description="{median: …, sigma: …, max: …}")
+    correlation: float = Field(default=0.0, gt=-1, lt=1, description="of the two logarithms, between -1 and 1")
+
+
+class EmpiricalTokens(Edge):
+    """Pairs drawn from a trace file."""
+
+    kind: Literal["empirical"]
+    path: str = Field(description="a trace: Azure CSV, Mooncake JSONL, BurstGPT CSV or arrived_at,input_tokens,…")
+
+
+LengthsSpec = Annotated[
+    FixedTokens | UniformTokens | LognormalLengthsSpec | EmpiricalTokens, Field(discriminator="kind")
+]
+
+
+class PoissonSpec(Edge):
+    """Independent arrivals."""
+
+    kind: Literal["poisson"]
+
+
+class GammaSpec(Edge):
+    """Gamma gaps: cv above 1 is burstier than Poisson."""
+
+    kind: Literal["gamma"]
+    cv: Positive = Field(description="coefficient of variation of the gaps, > 0; 1 is Poisson")
+
+
+class ConstantSpec(Edge):
+    """Equal gaps."""
+
+    kind: Literal["constant"]
+
+
+class TraceSpec(Edge):
+    """The gaps of a trace, scaled to the rate."""
+
+    kind: Literal["trace"]
+    path: str = Field(description="a trace file, as for empirical lengths")
+
+
+ArrivalsSpec = Annotated[PoissonSpec | GammaSpec | ConstantSpec | TraceSpec, Field(discriminator="kind")]
+
+
+class TrafficSpec(Edge):
+    """The demand and what the requests look like."""
+
+    rate_req_s: Positive = Field(description="the demand to serve, requests per second > 0")
+    lengths: LengthsSpec = Field(description="{kind: fixed|uniform|lognormal|empirical, …}")
+    arrivals: ArrivalsSpec = Field(
+        default_factory=lambda: PoissonSpec(kind="poisson"), description="{kind: poisson|gamma|constant|trace, …}"
+    )
+    cached_frac: float = Field(default=0.0, ge=0, lt=1, description="share of each prompt already in the prefix cache")
+
+
+class PercentileLimits(Edge):
+    """Limits of one metric, each at a percentile."""
+
+    p50_ms: Positive | None = Field(default=None, description="milliseconds > 0")
+    p90_ms: Positive | None = Field(default=None, description="milliseconds > 0")
+    p95_ms: Positive | None = Field(default=None, description="milliseconds > 0")
+    p99_ms: Positive | None = Field(default=None, description="milliseconds > 0")
+
+    @model_validator(mode="after")
+    def _some(self) -> PercentileLimits:
+        if not self.limits():
+            raise BestServeError("percentile", None, "must be given", "p50_ms, p90_ms, p95_ms or p99_ms")
+        return self
+
+    def limits(self) -> list[tuple[float, float]]:
+        """(percentile, limit in ms) of each limit given."""
+        given = [(float(name[1:3]), getattr(self, name)) for name in type(self).model_fields]
+        return [(percentile, limit_ms) for percentile, limit_ms in given if limit_ms is not None]
+
+
+class SloSpec(Edge):
+    """Either percentiles per metric (`ttft: {p90_ms: 1500}`), or one `share` of requests within all `*_ms` limits."""
+
+    ttft: PercentileLimits | None = Field(default=None, description="time to first token, {p90_ms: …}")
+    tpot: PercentileLimits | None = Field(
+        default=None, description="time per output token after the first, {p90_ms: …}"
+    )
+    e2e: PercentileLimits | None = Field(default=None, description="whole request, {p90_ms: …}")
+    share: float | None = Field(
+        None, gt=0, le=1, description="share of requests that meets all limits, for example 0.9"
+    )
+    ttft_ms: Positive | None = Field(default=None, description="milliseconds > 0, only with share")
+    tpot_ms: Positive | None = Field(default=None, description="milliseconds > 0, only with share")
+    e2e_ms: Positive | None = Field(default=None, description="milliseconds > 0, only with share")
+
+    @model_validator(mode="after")
+    def _one_form(self) -> SloSpec:
+        shared = [m for m in ("ttft_ms", "tpot_ms", "e2e_ms") if getattr(self, m) is not None]
+        single = [m for m in ("ttft", "tpot", "e2e") if getattr(self, m) is not None]
+        forms = "either percentiles, {ttft: {p90_ms: 1500}}, or a share, {share: 0.9, ttft_ms: 1500, tpot_ms: 50}"
+        if self.share is None and shared:
+            raise BestServeError(shared[0], getattr(self, shared[0]), "needs a share", forms)
+        if self.share is not None and single:
+            raise BestServeError(single[0], "percentiles", "cannot be combined with a share", forms)
+        if not shared and not single:
+            raise BestServeError("limits", None, "must be given", forms)
+        return self
+
+
+class GpuSpec(Edge):
+    """A GPU that the catalogue lacks, as its data sheet states it; peaks are dense."""
+
+    name: str = Field(pattern=r"^[a-z0-9_]+$", description="small letters, digits and _, for example my_gpu")
+    architecture: str = Field(
+        default="hopper", description="ampere, ada, hopper or blackwell: whose efficiencies are borrowed"
+    )
+    memory_gb: Positive = Field(description="GB (1e9 bytes) of memory")
+    bandwidth_gb_s: Positive = Field(description="memory bandwidth, GB/s")
+    bf16_tflops: Positive = Field(description="dense bf16 TFLOP/s")
+    fp8_tflops: Positive | None = Field(default=None, description="dense fp8 TFLOP/s; leave out if not native")
+    fp4_tflops: Positive | None = Field(default=None, description="dense fp4 TFLOP/s; leave out if not native")
+    num_sms: PositiveInt = Field(description="streaming multiprocessors")
+    gpus_per_node: PositiveInt = Field(default=8, description="GPUs bought together")
+    nvlink_domain_gpus: PositiveInt = Field(default=8, description="GPUs that NVLink joins; 1 without NVLink")
+    nvlink_gb_s: float = Field(default=0.0, ge=0, description="one direction per GPU, GB/s; 0 without NVLink")
+    pcie_gb_s: Positive = Field(default=64.0, description="one direction per GPU, GB/s")
+    network_gb_s: Positive = Field(default=50.0, description="one direction per GPU out of the node, GB/s")
+    power_w: Positive = Field(description="board power, W")
+    source: str = Field(min_length=1, description="where these numbers are from")
+    date: str = Field(min_length=1, description="when they were read, for example 2026-11-09")
+
+
+class PriceSpec(Edge):
+    """A price of one's own."""
+
+    usd_per_gpu_h: Positive = Field(description="US dollars per GPU and hour")
+    source: str = Field(min_length=1, description="who asks this price")
+    date: str = Field(min_length=1, description="when it was asked, for example 2026-11-09")
+
+
+class LinkSpec(Edge):
+    """What carries KV caches from prefill to decode instances."""
+
+    gbit_s_per_gpu: Positive | None = Field(
+        None, description="Gbit/s, one direction per GPU; default: the GPU's network"
+    )
+    latency_us: float = Field(default=50.0, ge=0, description="microseconds per hand-over")
+
+
+class SearchSpec(Edge):
+    """How far and how to look. Lists limit what is tried; left out, the space's own defaults hold."""
+
+    max_gpus: PositiveInt = Field(default=32, description="GPUs of a strategy at most")
+    trials: PositiveInt = Field(default=256, description="strategies evaluated at most")
+    sampler: Literal["auto", "exhaustive", "random", "tpe", "nsga2"] = Field(default="auto", description="who proposes")
+    seed: int = Field(default=0, ge=0, description="whole number ≥ 0; the same seed repeats the study")
+    architectures: Annotated[list[Architecture], Field(min_length=1)] = Field(
+        default=["collocated", "disaggregated"], description="collocated, disaggregated or both"
+    )
+    tp: Degrees | None = Field(default=None, description="tensor-parallel degrees, for example [1, 2, 4, 8]")
+    pp: Degrees | None = Field(default=None, description="pipeline-parallel degrees")
+    dp: Degrees | None = Field(default=None, description="attention data-parallel degrees")
+    ep: Degrees | None = Field(default=None, description="expert-parallel degrees")
+    tokens: Degrees | None = Field(default=None, description="token budgets of a step, for example [2048, 8192]")
+    seqs: Degrees | None = Field(default=None, description="resident sequences at most, for example [128, 256]")
+    policies: list[str] | None = Field(
+        default=None, description="scheduling policies, for example [chunked, distserve]"
+    )
+
+
+class Spec(Edge):
+    """One planning question."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9._-]+$", description="letters, digits, . _ -; names the run's folder")
+    model: ModelSpec = Field(description="{id: …, weights: …, kv: …}")
+    engine: Literal["vllm", "sglang", "trtllm"] = Field(default="vllm", description="vllm, sglang or trtllm")
+    traffic: TrafficSpec = Field(description="{rate_req_s: …, lengths: …, arrivals: …}")
+    slo: SloSpec = Field(description="{ttft: {p90_ms: …}, tpot: {p90_ms: …}}")
+    gpus: Annotated[list[str | GpuSpec], Field(min_length=1)] = Field(description="names or described GPUs")
+    prices: dict[str, str | PriceSpec] = Field(
+        default_factory=dict, description="per GPU, the id of a price card or {usd_per_gpu_h: …, source: …, date: …}"
+    )
+    search: SearchSpec = Field(default_factory=SearchSpec, description="limits of the search")
+    link: LinkSpec = Field(default=LinkSpec(), description="the KV hand-over's link")
+
+    @property
+    def gpu_names(self) -> list[str]:
+        """Names of the GPUs in the order given."""
+        return [gpu if isinstance(gpu, str) else gpu.name for gpu in self.gpus]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Spec:
+        names = self.gpu_names
+        for name in names:
+            if names.count(name) > 1:
+                raise BestServeError("gpus", name, "is named twice", "each GPU once")
+        for name in self.prices:
+            if name not in names:
+                raise BestServeError(f"prices.{name}", name, "is not among the spec's gpus", ", ".join(names))
+        return self
+
+
+def load_spec(path: str | Path) -> Spec:
+    """The checked spec of a YAML file; files it names are looked up beside it.
+
+    Raises `BestServeError` in one sentence for anything wrong.
+    """
+    path = Path(path)
+    return parse_spec(read_yaml(path), folder=path.parent)
+
+
+def parse_spec(given: Any, *, folder: Path) -> Spec:
+    """The checked spec of a mapping; relative paths are taken from `folder`."""
+    spec = validated(Spec, given)
+    lengths, arrivals = spec.traffic.lengths, spec.traffic.arrivals
+    if isinstance(lengths, EmpiricalTokens):
+        lengths = lengths.model_copy(update={"path": _beside(lengths.path, folder, "traffic.lengths.path")})
+    if isinstance(arrivals, TraceSpec):
+        arrivals = arrivals.model_copy(update={"path": _beside(arrivals.path, folder, "traffic.arrivals.path")})
+    traffic = spec.traffic.model_copy(update={"lengths": lengths, "arrivals": arrivals})
+    model = spec.model
+    if (folder / model.id).exists():
+        model = model.model_copy(update={"id": str((folder / model.id).resolve())})
+    return spec.model_copy(update={"traffic": traffic, "model": model})
+
+
+def _beside(path: str, folder: Path, field: str) -> str:
+    """A file's absolute path, or `BestServeError` if it does not exist."""
+    found = (folder / path).resolve()
+    if not found.is_file():
+        raise BestServeError(field, path, "does not exist", f"the path of a file, from {folder}")
+    return str(found)
+
+
+def spec_yaml(spec: Spec) -> str:
+    """The spec as YAML with every default written out: what a run folder freezes, and `parse_spec` reads back."""
+    import io
+
+    from ruamel.yaml import YAML
+
+    stream = io.StringIO()
+    yaml = YAML(typ="safe", pure=True)
+    yaml.default_flow_style = False
+    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
+    yaml.dump(spec.model_dump(mode="json", exclude_none=True), stream)
+    return stream.getvalue()
