@@ -1,0 +1,124 @@
+"""How far predictions are from measurement: absolute percentage errors, and the regret of the decision they lead to."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from estimator.measured_runs import MeasuredRun
+
+Prediction = Mapping[str, float]  # metric of `measured_runs.METRICS` to ms
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ErrorRow:
+    """Errors of one metric over one part of the runs; `answered_frac` of those that measured it have a prediction.
+
+    `median_frac`, `mean_frac`, `p90_frac` of |predicted/measured − 1|; `bias_frac`: median of predicted/measured − 1.
+    """
+
+    part: str
+    metric: str
+    num_runs: int
+    answered_frac: float
+    median_frac: float
+    mean_frac: float
+    p90_frac: float
+    bias_frac: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecisionRow:
+    """Picking the layout predicted to give the most tokens per second per GPU, in every group with at least two.
+
+    Regret: 1 − measured rate of the pick over the best measured rate. `mean_rank_correlation`: Spearman's, mean over
+    groups in which it is defined.
+    """
+
+    num_groups: int
+    mean_regret_frac: float
+    p90_regret_frac: float
+    within_3pct_frac: float
+    best_picked_frac: float
+    mean_rank_correlation: float
+
+
+def part_of(run: MeasuredRun) -> str:
+    """The part of the table a run counts in."""
+    if run.source.startswith("silicon"):
+        return f"silicon {run.mode}"
+    return "prefix-cached vllm"
+
+
+def error_rows(runs: Sequence[MeasuredRun], predictions: Mapping[str, Prediction]) -> list[ErrorRow]:
+    """One row per part and metric that was measured there, in a fixed order."""
+    pairs: dict[tuple[str, str], list[tuple[float, float]]] = defaultdict(list)
+    for run in runs:
+        predicted = predictions.get(run.id, {})
+        for metric, measured in run.measured_ms.items():
+            pairs[part_of(run), metric].append((predicted.get(metric, np.nan), measured))
+    return [error_row(part, metric, values) for (part, metric), values in sorted(pairs.items())]
+
+
+def error_row(part: str, metric: str, pairs: Sequence[tuple[float, float]]) -> ErrorRow:
+    """Errors of (predicted, measured) pairs; a NaN prediction is an unanswered run."""
+    predicted, measured = np.array(pairs, dtype=np.float64).T
+    answered = np.isfinite(predicted)
+    signed = predicted[answered] / measured[answered] - 1.0
+    size = np.abs(signed) if len(signed) else np.array([np.nan])
+    return ErrorRow(
+        part=part,
+        metric=metric,
+        num_runs=len(pairs),
+        answered_frac=float(answered.mean()),
+        median_frac=float(np.median(size)),
+        mean_frac=float(size.mean()),
+        p90_frac=float(np.percentile(size, 90)),
+        bias_frac=float(np.median(signed)) if len(signed) else np.nan,
+    )
+
+
+def decision_row(runs: Sequence[MeasuredRun], predictions: Mapping[str, Prediction]) -> DecisionRow | None:
+    """Regret over all groups of collocated closed-loop runs whose every layout is predicted; None without a group."""
+    groups: dict[tuple[object, ...], dict[object, list[tuple[float, float]]]] = defaultdict(lambda: defaultdict(list))
+    for run in runs:
+        predicted = predictions.get(run.id)
+        if run.concurrency is None or run.mode != "collocated" or predicted is None:
+            continue
+        key = (run.model, run.gpu, run.engine, run.weight_dtype, run.input_bounds, run.output_bounds, run.concurrency)
+        rates = _tokens_per_gpu_s(run, predicted), _tokens_per_gpu_s(run, run.measured_ms)
+        if np.all(np.isfinite(rates)):
+            groups[key][run.pools].append(rates)
+    tables = [np.array([np.mean(v, axis=0) for v in layouts.values()]) for layouts in groups.values()]
+    tables = [table for table in tables if len(table) >= 2]
+    return _decision_of(tables) if tables else None
+
+
+def _tokens_per_gpu_s(run: MeasuredRun, latency_ms: Prediction) -> float:
+    output_tokens = sum(run.output_bounds) / 2
+    e2e_ms = latency_ms.get("ttft_mean_ms", np.nan) + (output_tokens - 1) * latency_ms.get("tpot_mean_ms", np.nan)
+    return (run.concurrency or 0) * output_tokens / (e2e_ms / 1e3) / run.num_gpus
+
+
+def _decision_of(tables: Sequence[np.ndarray[tuple[int, ...], np.dtype[np.float64]]]) -> DecisionRow:
+    picks = [(table[:, 0].argmax(), table[:, 1]) for table in tables]
+    regret = np.array([1.0 - float(measured[pick] / measured.max()) for pick, measured in picks])
+    correlations = [_rank_correlation(table[:, 0], table[:, 1]) for table in tables]
+    return DecisionRow(
+        num_groups=len(tables),
+        mean_regret_frac=float(regret.mean()),
+        p90_regret_frac=float(np.percentile(regret, 90)),
+        within_3pct_frac=float((regret <= 0.03).mean()),
+        best_picked_frac=float((regret == 0).mean()),
+        mean_rank_correlation=float(np.mean(correlations)),
+    )
+
+
+def _rank_correlation(
+    left: np.ndarray[tuple[int, ...], np.dtype[np.float64]], right: np.ndarray[tuple[int, ...], np.dtype[np.float64]]
+) -> float:
+    ranks = np.argsort(np.argsort(left)), np.argsort(np.argsort(right))
+    return float(np.corrcoef(*ranks)[0, 1])
