@@ -64,7 +64,8 @@ class Pool:
             max_num_seqs=self.max_num_seqs or default.max_num_seqs,
         )
 
-    def _written(self, policy: str | None) -> str:
+    def written(self, policy: str | None = None) -> str:
+        """The pool's part of the written form, with the strategy's policy if that is to be named."""
         degrees = self.parallelism
         layout = f"-tp{degrees.tp}" + "".join(
             f"-{name}{getattr(degrees, name)}" for name in ("pp", "dp", "ep") if getattr(degrees, name) != 1
@@ -122,7 +123,7 @@ class Strategy:
         """The written form; `Strategy.parse` reads it back equal."""
         default = DISAGGREGATED_POLICIES[0] if self.is_disaggregated else COLLOCATED_POLICIES[0]
         policies = [self.policy if self.policy != default else None, None]
-        return "+".join(pool._written(policy) for pool, policy in zip(self.pools, policies, strict=False))
+        return "+".join(pool.written(policy) for pool, policy in zip(self.pools, policies, strict=False))
 
     @classmethod
     def parse(cls, text: str) -> Strategy:

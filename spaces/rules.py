@@ -1,0 +1,175 @@
+"""Why a pool or a strategy cannot exist: named rules, each with its reason and the size of the violation.
+
+Each rule is a function; the first line of its docstring is what `bestserve space` prints about it. Shape rules need no
+memory arithmetic; the memory rule is the estimator's own, met when an instance is built (`spaces.problem.instance_of`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from fnmatch import fnmatchcase
+from types import MappingProxyType
+
+from estimator.hardware import Gpu
+from estimator.instance import Instance
+from estimator.model import DenseFfn, GatedDeltaNet, GroupedQueryAttention, LatentAttention, MoeFfn
+from estimator.outcome import Infeasible
+from spaces.problem import Problem, SearchSpace, instance_of
+from spaces.strategy import Pool, Strategy
+
+Violation = tuple[str, float]  # reason in one sentence, relative size > 0
+
+
+def heads(problem: Problem, pool: Pool) -> Violation | None:
+    """Tensor parallelism divides the attention heads, and divides or multiplies the KV heads."""
+    tp = pool.parallelism.tp
+    for group in problem.model.layers:
+        match group.attention:
+            case GroupedQueryAttention() as attention:
+                whole, shared = (attention.num_heads,), (attention.num_kv_heads,)
+            case LatentAttention() as attention:
+                whole, shared = (attention.num_heads,), ()
+            case GatedDeltaNet() as attention:
+                whole, shared = (attention.num_key_heads, attention.num_value_heads), ()
+        for num in whole:
+            if num % tp:
+                return f"tp = {tp} does not divide {num} attention heads", (num % tp) / tp
+        for num in shared:
+            if num % tp and tp % num:
+                return f"tp = {tp} neither divides nor multiplies {num} KV heads", (num % tp) / tp
+    return None
+
+
+def experts(problem: Problem, pool: Pool) -> Violation | None:
+    """Expert parallelism needs experts and divides their number."""
+    ep = pool.parallelism.ep
+    if ep == 1:
+        return None
+    nums = [group.ffn.num_experts for group in problem.model.layers if isinstance(group.ffn, MoeFfn)]
+    if not nums:
+        return f"ep = {ep} in a model without experts", float(ep - 1)
+    for num in nums:
+        if num % ep:
+            return f"ep = {ep} does not divide {num} experts", (num % ep) / ep
+    return None
+
+
+def data_parallel(problem: Problem, pool: Pool) -> Violation | None:
+    """Attention data parallelism is for models with experts; a dense model gains nothing over more instances."""
+    dp = pool.parallelism.dp
+    if dp > 1 and not problem.model.is_moe:
+        return f"dp = {dp} in a model without experts; count = {dp * pool.count} instances do the same", float(dp - 1)
+    return None
+
+
+def widths(problem: Problem, pool: Pool) -> Violation | None:
+    """The GPUs that share a feed-forward block or an expert divide its width."""
+    degrees = pool.parallelism
+    for group in problem.model.layers:
+        match group.ffn:
+            case MoeFfn() as ffn:
+                what, width, shares = "expert", ffn.intermediate_size, degrees.moe_tp
+            case DenseFfn() as ffn:
+                what, width, shares = "feed-forward", ffn.intermediate_size, degrees.tp
+        if width % shares:
+            return f"{shares} GPUs do not divide the {what} width of {width}", (width % shares) / shares
+    return None
+
+
+def layers(problem: Problem, pool: Pool) -> Violation | None:
+    """Every pipeline stage holds a layer."""
+    pp, num = pool.parallelism.pp, problem.model.num_layers
+    return (f"pp = {pp} stages for {num} layers", pp / num - 1) if pp > num else None
+
+
+def fast_links(problem: Problem, pool: Pool) -> Violation | None:
+    """A tensor-parallel group stays inside one NVLink domain, or one node where the GPUs have no NVLink."""
+    gpu, tp = problem.gpu(pool.gpu), pool.parallelism.tp
+    domain = fast_domain_gpus(gpu)
+    return (f"tp = {tp} reaches over the {domain} joined GPUs of {gpu.name}", tp / domain - 1) if tp > domain else None
+
+
+def node_boundary(problem: Problem, pool: Pool) -> Violation | None:
+    """A pipeline stage fits in one node (or NVLink domain), or fills whole ones."""
+    gpu, degrees = problem.gpu(pool.gpu), pool.parallelism
+    stage, node = degrees.tp * degrees.dp, max(problem.gpu(pool.gpu).gpus_per_node, fast_domain_gpus(gpu))
+    if stage <= node or stage % node == 0:
+        return None
+    return f"a stage of {stage} GPUs neither fits in nor fills nodes of {node} {gpu.name}", (stage % node) / node
+
+
+def fast_domain_gpus(gpu: Gpu) -> int:
+    """GPUs that a tensor-parallel group may span."""
+    return gpu.nvlink_domain_gpus if gpu.nvlink_bytes_per_s > 0 else gpu.gpus_per_node
+
+
+PoolRule = Callable[[Problem, Pool], Violation | None]
+SHAPE_RULES: Mapping[str, PoolRule] = MappingProxyType(
+    {rule.__name__: rule for rule in (layers, heads, experts, data_parallel, widths, fast_links, node_boundary)}
+)
+
+
+def gpu_budget(space: SearchSpace, strategy: Strategy) -> Violation | None:
+    """All pools together stay within the GPU budget."""
+    num, most = strategy.num_gpus, space.max_gpus
+    return (f"{num} GPUs, {most} allowed", num / most - 1) if num > most else None
+
+
+def owned(space: SearchSpace, strategy: Strategy) -> Violation | None:
+    """No more GPUs of a type than the user owns, where that is stated."""
+    for gpu, num in strategy.gpu_counts.items():
+        most = space.owned.get(gpu)
+        if most is not None and num > most:
+            return f"{num} {gpu}, {most} owned", (num - most) / max(most, 1)
+    return None
+
+
+def patterns(space: SearchSpace, strategy: Strategy) -> Violation | None:
+    """The written form matches one of the `only` patterns, if any, and none of the forbidden ones."""
+    if not space.only and not space.forbid:
+        return None
+    text = str(strategy)
+    for pattern in space.forbid:
+        if fnmatchcase(text, pattern):
+            return f"forbidden by {pattern}", 1.0
+    if space.only and not any(fnmatchcase(text, pattern) for pattern in space.only):
+        return "matches none of the patterns allowed", 1.0
+    return None
+
+
+StrategyRule = Callable[[SearchSpace, Strategy], Violation | None]
+STRATEGY_RULES: Mapping[str, StrategyRule] = MappingProxyType(
+    {rule.__name__: rule for rule in (gpu_budget, owned, patterns)}
+)
+MEMORY_RULE = "memory"
+EXPLANATIONS: Mapping[str, str] = MappingProxyType(
+    {name: (rule.__doc__ or "").splitlines()[0] for name, rule in {**SHAPE_RULES, **STRATEGY_RULES}.items()}
+    | {MEMORY_RULE: "Weights, and KV blocks for at least one request, fit in the GPUs' memory."}
+)
+
+
+def broken_shape(problem: Problem, pool: Pool) -> Infeasible | None:
+    """The first shape rule that the pool breaks, or None."""
+    for name, rule in SHAPE_RULES.items():
+        violation = rule(problem, pool)
+        if violation is not None:
+            return Infeasible(rule=name, reason=violation[0], violation=violation[1])
+    return None
+
+
+def feasible_instance(problem: Problem, pool: Pool) -> Instance | Infeasible:
+    """The pool's instance, or the first rule that it breaks, memory included."""
+    return broken_shape(problem, pool) or instance_of(problem, pool)
+
+
+def broken_strategy(problem: Problem, strategy: Strategy) -> Infeasible | None:
+    """The first rule that the strategy breaks, shape rules first, memory left out; or None."""
+    for pool in strategy.pools:
+        broken = broken_shape(problem, pool)
+        if broken is not None:
+            return broken
+    for name, rule in STRATEGY_RULES.items():
+        violation = rule(problem.space, strategy)
+        if violation is not None:
+            return Infeasible(rule=name, reason=violation[0], violation=violation[1])
+    return None
