@@ -160,7 +160,7 @@ class SloSpec(Edge):
     )
     e2e: PercentileLimits | None = Field(default=None, description="whole request, {p90_ms: …}")
     share: float | None = Field(
-        None, gt=0, le=1, description="share of requests that meets all limits, for example 0.9"
+        default=None, gt=0, le=1, description="share of requests that meets all limits, for example 0.9"
     )
     ttft_ms: Positive | None = Field(default=None, description="milliseconds > 0, only with share")
     tpot_ms: Positive | None = Field(default=None, description="milliseconds > 0, only with share")
@@ -215,7 +215,7 @@ class LinkSpec(Edge):
     """What carries KV caches from prefill to decode instances."""
 
     gbit_s_per_gpu: Positive | None = Field(
-        None, description="Gbit/s, one direction per GPU; default: the GPU's network"
+        default=None, description="Gbit/s, one direction per GPU; default: the GPU's network"
     )
     latency_us: float = Field(default=50.0, ge=0, description="microseconds per hand-over")
 
@@ -254,7 +254,7 @@ class Spec(Edge):
         default_factory=dict, description="per GPU, the id of a price card or {usd_per_gpu_h: …, source: …, date: …}"
     )
     search: SearchSpec = Field(default_factory=SearchSpec, description="limits of the search")
-    link: LinkSpec = Field(default=LinkSpec(), description="the KV hand-over's link")
+    link: LinkSpec = Field(default_factory=LinkSpec, description="the KV hand-over's link")
 
     @property
     def gpu_names(self) -> list[str]:

@@ -1,0 +1,119 @@
+"""What the terminal shows of an answer: the sentence, the numbers, the front as a table and a plot, what limits."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+
+from search.view import Candidate, View
+
+PLOT_HEIGHT = 16
+MAX_PLOT_WIDTH = 110
+MAX_FRONT_ROWS = 15
+
+
+def print_view(view: View, console: Console) -> None:
+    """Print the whole answer; the plot only where someone looks (not into a pipe)."""
+    console.print(view.answer, style="bold", highlight=False)
+    console.print(view.certainty, style="dim", highlight=False)
+    if view.recommended is not None:
+        console.print()
+        console.print(recommendation_table(view.recommended, view))
+    console.print()
+    console.print(view.comparison, highlight=False)
+    if view.front:
+        console.print(front_table(view, wide=not console.is_terminal or console.width >= 100))
+    if console.is_terminal and len(view.front) > 1:
+        print(front_plot(view, min(console.width, MAX_PLOT_WIDTH)), file=console.file)
+    for line in limit_lines(view):
+        console.print(line, highlight=False)
+
+
+def recommendation_table(best: Candidate, view: View) -> Table:
+    """The recommended strategy, one line per number."""
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True, style="bold")
+    table.add_column(overflow="fold")
+    interval = f"{best.low_req_s:.3g} to {best.high_req_s:.3g}"
+    rows = {
+        "Strategy": best.strategy,
+        "GPUs": f"{best.gpus} ({best.architecture})",
+        "Goodput": f"{best.goodput_req_s:.3g} req/s ({interval}), set by {best.binding_limit}",
+        "Headroom": f"{best.headroom_frac(view.demand_req_s):+.0%} over {view.demand_req_s:g} req/s",
+        "Cost": f"${best.usd_per_h:,.2f}/h · ${view.usd_per_1m_at_demand or 0:,.2f} per 1M output tokens at the demand",
+    }
+    for name, value in rows.items():
+        table.add_row(name, value)
+    for row in best.bill:
+        bought = (
+            f"{row.num_bought} bought, {row.num_used} used" if row.num_bought != row.num_used else f"{row.num_used}"
+        )
+        table.add_row("Price", f"{row.gpu}: {bought} × ${row.usd_per_gpu_h:.2f}/h ({row.card}, {row.date})")
+    return table
+
+
+def front_table(view: View, *, wide: bool) -> Table:
+    """The Pareto front, cheapest first; ✓ marks the recommended strategy, C and D the architectures."""
+    table = Table(title="Pareto front: goodput against cost", title_justify="left", pad_edge=False)
+    table.add_column("", no_wrap=True)
+    table.add_column("strategy", overflow="fold", min_width=20)
+    names = ("goodput req/s", "$/h", "$/1M out") + (("GPUs", "TTFT p90 ms", "TPOT p90 ms", "limit") if wide else ())
+    for name in names:
+        table.add_column(name, justify="left" if name == "limit" else "right", no_wrap=name != "limit")
+    shown = _spread(view.front, MAX_FRONT_ROWS, view.recommended)
+    for candidate in shown:
+        chosen = view.recommended is not None and candidate.strategy == view.recommended.strategy
+        cells = [
+            f"{'✓' if chosen else ' '}{'D' if candidate.is_disaggregated else 'C'}",
+            candidate.strategy,
+            f"{candidate.goodput_req_s:.2f}",
+            f"{candidate.usd_per_h:.2f}",
+            f"{candidate.usd_per_1m_output:.2f}",
+        ]
+        if wide:
+            cells += [str(candidate.num_gpus), f"{candidate.ttft_p90_ms:.0f}", f"{candidate.tpot_p90_ms:.1f}"]
+            cells.append(candidate.binding_limit)
+        table.add_row(*cells, style="bold" if chosen else None)
+    hidden = len(view.front) - len(shown)
+    table.caption = "C collocated, D disaggregated, ✓ recommended; $/1M at full goodput"
+    if hidden > 0:
+        table.caption += f"; {hidden} more in front.csv"
+    return table
+
+
+def front_plot(view: View, width: int) -> str:
+    """Goodput against cost as characters: c and d the strategies of the front, X the recommended, a line the demand."""
+    import plotext
+
+    plotext.clear_figure()
+    plotext.theme("clear")
+    plotext.plotsize(width, PLOT_HEIGHT)
+    for is_disaggregated, marker in ((False, "c"), (True, "d")):
+        points = [c for c in view.front if c.is_disaggregated == is_disaggregated]
+        if points:
+            plotext.scatter([c.usd_per_h for c in points], [c.goodput_req_s for c in points], marker=marker)
+    if view.recommended is not None:
+        plotext.scatter([view.recommended.usd_per_h], [view.recommended.goodput_req_s], marker="X")
+    plotext.hline(view.demand_req_s)
+    plotext.title("goodput (req/s) against $/h: c collocated, d disaggregated, X recommended, line = demand")
+    return str(plotext.uncolorize(plotext.build()))
+
+
+def limit_lines(view: View) -> list[str]:
+    """What limits the answer: the target that binds, and why other strategies are out."""
+    lines = []
+    if view.recommended is not None:
+        lines.append(f"What limits: {view.recommended.binding_limit}.")
+    if view.rejected:
+        reasons = sorted(view.rejected.items(), key=lambda item: (-item[1], item[0]))
+        lines.append("Not possible: " + ", ".join(f"{count} × {rule}" for rule, count in reasons[:5]) + ".")
+    return lines
+
+
+def _spread(front: tuple[Candidate, ...], num: int, keep: Candidate | None) -> list[Candidate]:
+    """At most `num` candidates, evenly over the front with both ends, and the one to keep."""
+    if len(front) <= num:
+        return list(front)
+    chosen = {round(i * (len(front) - 1) / (num - 1)) for i in range(num)}
+    chosen |= {i for i, candidate in enumerate(front) if keep is not None and candidate.strategy == keep.strategy}
+    return [front[i] for i in sorted(chosen)]

@@ -1,0 +1,189 @@
+"""What an answer shows, ready to print: terminal, report and `--json` all read these, so that they cannot differ.
+
+Report-edge units: ms, $ per hour, requests per second. `None` stands for what was not found or does not apply.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BillRow:
+    """GPUs of one type on the bill; `num_bought` ≥ `num_used` because nodes are bought whole."""
+
+    gpu: str
+    num_used: int
+    num_bought: int
+    usd_per_gpu_h: float
+    usd_per_h: float
+    card: str
+    source: str
+    date: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """One evaluated strategy. Goodput has the interval that sampling leaves; latencies hold at the goodput rate."""
+
+    strategy: str
+    is_disaggregated: bool
+    gpu_counts: Mapping[str, int]
+    goodput_req_s: float
+    low_req_s: float
+    high_req_s: float
+    binding_limit: str
+    usd_per_h: float
+    usd_per_1m_output: float
+    ttft_p90_ms: float
+    tpot_p90_ms: float
+    utilisation_frac: float
+    tier: str
+    bill: tuple[BillRow, ...] = ()
+
+    @property
+    def num_gpus(self) -> int:
+        """GPUs used."""
+        return sum(self.gpu_counts.values())
+
+    @property
+    def gpus(self) -> str:
+        """For example `4 h100_sxm + 2 l40s`."""
+        return " + ".join(f"{count} {gpu}" for gpu, count in self.gpu_counts.items())
+
+    @property
+    def architecture(self) -> str:
+        """In one word."""
+        return "disaggregated" if self.is_disaggregated else "collocated"
+
+    def headroom_frac(self, demand_req_s: float) -> float:
+        """How much the demand may grow before the SLO breaks; negative where it is already broken."""
+        return self.goodput_req_s / demand_req_s - 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Curve:
+    """Latency against rate of one strategy; NaN where nothing finished."""
+
+    strategy: str
+    is_disaggregated: bool
+    rate_req_s: tuple[float, ...]
+    ttft_ms: tuple[float, ...]
+    tpot_ms: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OperatorTime:
+    """Time of one operator in a typical step; `bound` is compute, memory, link or host."""
+
+    pool: str
+    phase: str
+    operator: str
+    ms: float
+    bound: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class View:
+    """The whole answer of a run."""
+
+    name: str
+    question: str
+    demand_req_s: float
+    mean_output_tokens: float
+    slo_ms: Mapping[str, float]
+    recommended: Candidate | None
+    best_collocated: Candidate | None
+    best_disaggregated: Candidate | None
+    front: tuple[Candidate, ...]
+    candidates: tuple[Candidate, ...]
+    num_evaluated: int
+    rejected: Mapping[str, int]
+    is_complete: bool
+    space_size: int | None
+    curves: tuple[Curve, ...] = ()
+    breakdown: tuple[OperatorTime, ...] = ()
+    assumptions: tuple[tuple[str, str], ...] = ()
+    command: str = ""
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def usd_per_1m_at_demand(self) -> float | None:
+        """Dollars per million output tokens when the recommended strategy serves just the demand."""
+        if self.recommended is None:
+            return None
+        return self.recommended.usd_per_h / 3600.0 / (self.demand_req_s * self.mean_output_tokens) * 1e6
+
+    @property
+    def answer(self) -> str:
+        """The one sentence a manager needs."""
+        best = self.recommended
+        if best is None:
+            if not self.front:
+                return f"No strategy tried meets the targets at any rate ({self.num_evaluated} tried)."
+            most = self.front[-1]
+            return (
+                f"No strategy tried serves {self.demand_req_s:g} requests/s within the targets; "
+                f"the most is {most.goodput_req_s:.3g} requests/s with {most.gpus} at ${most.usd_per_h:,.2f}/h."
+            )
+        return (
+            f"Rent {best.gpus} for ${best.usd_per_h:,.2f}/h: "
+            f"serves {self.demand_req_s:g} requests/s within the targets, "
+            f"{best.headroom_frac(self.demand_req_s):.0%} headroom, "
+            f"${self.usd_per_1m_at_demand:,.2f} per million output tokens."
+        )
+
+    @property
+    def certainty(self) -> str:
+        """How sure the answer is: sampling, the search, what the times rest on."""
+        best = self.recommended or (self.front[-1] if self.front else None)
+        if best is None:
+            return "Nothing to be sure of."
+        margin = (best.high_req_s - best.low_req_s) / 2.0 / best.goodput_req_s
+        searched = (
+            f"{self.num_evaluated} strategies evaluated"
+            + (f" of {self.space_size:,} in the space" if self.space_size else "")
+            + (" (all)" if self.is_complete else "")
+        )
+        rests = {
+            "fitted": "times fitted on measurements of this GPU and engine",
+            "borrowed": "times borrowed from a related GPU or engine",
+            "data_sheet": "times from data sheets: check before you buy",
+        }
+        return f"Goodput ±{margin:.1%} from sampling; {searched}; {rests.get(best.tier, best.tier)}."
+
+    @property
+    def comparison(self) -> str:
+        """Collocated against disaggregated, a tie called a tie."""
+        one, two = self.best_collocated, self.best_disaggregated
+        if one is None or two is None:
+            found = "collocated" if one else "disaggregated" if two else "no"
+            return f"Only {found} strategies serve the demand." if found != "no" else "Neither kind serves the demand."
+        cheap, dear = (one, two) if one.usd_per_h <= two.usd_per_h else (two, one)
+        if dear.usd_per_h - cheap.usd_per_h <= 0.005 * cheap.usd_per_h:
+            return f"Collocated and disaggregated cost the same (${cheap.usd_per_h:,.2f}/h)."
+        saved = 1.0 - cheap.usd_per_h / dear.usd_per_h
+        return f"{cheap.architecture.capitalize()} is {saved:.0%} cheaper than the best {dear.architecture} strategy."
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain numbers and text; every candidate of the front, not all that were tried."""
+        best = self.recommended
+        return {
+            "name": self.name,
+            "answer": self.answer,
+            "certainty": self.certainty,
+            "comparison": self.comparison,
+            "demand_req_s": self.demand_req_s,
+            "recommended": None if best is None else asdict(best),
+            "headroom_frac": None if best is None else best.headroom_frac(self.demand_req_s),
+            "usd_per_1m_output_at_demand": self.usd_per_1m_at_demand,
+            "best_collocated": None if self.best_collocated is None else asdict(self.best_collocated),
+            "best_disaggregated": None if self.best_disaggregated is None else asdict(self.best_disaggregated),
+            "front": [asdict(candidate) for candidate in self.front],
+            "num_evaluated": self.num_evaluated,
+            "rejected": dict(self.rejected),
+            "versions": dict(self.versions),
+            "command": self.command,
+        }
