@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -24,6 +25,7 @@ def print_view(view: View, console: Console) -> None:
     if view.front:
         console.print(front_table(view, wide=not console.is_terminal or console.width >= 100))
     if console.is_terminal and len(view.front) > 1:
+        console.print("req/s against $/h: c collocated, d disaggregated, X recommended, line = demand", highlight=False)
         print(front_plot(view, min(console.width, MAX_PLOT_WIDTH)), file=console.file)
     for line in limit_lines(view):
         console.print(line, highlight=False)
@@ -54,10 +56,10 @@ def recommendation_table(best: Candidate, view: View) -> Table:
 
 def front_table(view: View, *, wide: bool) -> Table:
     """The Pareto front, cheapest first; ✓ marks the recommended strategy, C and D the architectures."""
-    table = Table(title="Pareto front: goodput against cost", title_justify="left", pad_edge=False)
+    table = Table(title="Pareto front: goodput against cost", title_justify="left", pad_edge=False, box=SIMPLE_HEAD)
     table.add_column("", no_wrap=True)
     table.add_column("strategy", overflow="fold", min_width=20)
-    names = ("goodput req/s", "$/h", "$/1M out") + (("GPUs", "TTFT p90 ms", "TPOT p90 ms", "limit") if wide else ())
+    names = ("req/s", "$/h", "$/1M") + (("GPUs", "TTFT", "TPOT", "limit") if wide else ())
     for name in names:
         table.add_column(name, justify="left" if name == "limit" else "right", no_wrap=name != "limit")
     shown = _spread(view.front, MAX_FRONT_ROWS, view.recommended)
@@ -75,7 +77,10 @@ def front_table(view: View, *, wide: bool) -> Table:
             cells.append(candidate.binding_limit)
         table.add_row(*cells, style="bold" if chosen else None)
     hidden = len(view.front) - len(shown)
-    table.caption = "C collocated, D disaggregated, ✓ recommended; $/1M at full goodput"
+    table.caption = "C collocated, D disaggregated, ✓ recommended; $/1M output tokens at full goodput"
+    if wide:
+        table.caption += "; TTFT and TPOT: P90 in ms at that rate"
+    table.caption_justify = "left"
     if hidden > 0:
         table.caption += f"; {hidden} more in front.csv"
     return table
@@ -95,7 +100,6 @@ def front_plot(view: View, width: int) -> str:
     if view.recommended is not None:
         plotext.scatter([view.recommended.usd_per_h], [view.recommended.goodput_req_s], marker="X")
     plotext.hline(view.demand_req_s)
-    plotext.title("goodput (req/s) against $/h: c collocated, d disaggregated, X recommended, line = demand")
     return str(plotext.uncolorize(plotext.build()))
 
 

@@ -144,13 +144,13 @@ def test_terminal_fits_its_width(width: int) -> None:
     text = "\n".join(lines)
     assert "✓C" in text
     assert re.search(r"^\W*D ", text, re.M)
-    assert "goodput (req/s) against $/h" in text
+    assert "req/s against $/h: c collocated" in text
 
 
 def test_piped_output_has_no_plot_and_no_escapes() -> None:
     """Into a pipe goes plain text: no plot, no colour codes."""
     text = printed(view(), width=120, terminal=False)
-    assert "against $/h: c collocated" not in text
+    assert "req/s against" not in text
     assert "\x1b" not in text
 
 

@@ -13,6 +13,7 @@ from search.view import Candidate, View
 COLLOCATED, DISAGGREGATED = "#3b82c4", "#e07b39"
 BOUND_COLOURS = {"compute": "#3b82c4", "memory": "#e07b39", "link": "#3f9b6c", "host": "#8a6fc0"}
 BOUND_PATTERNS = {"compute": "", "memory": "/", "link": "x", "host": "."}
+HATCH = {"fillmode": "overlay", "fgcolor": "#fff", "fgopacity": 0.6}
 DASHES = ("solid", "dash", "dot", "dashdot")
 SYMBOLS = ("circle", "diamond", "square", "cross")
 
@@ -83,7 +84,7 @@ def tpot_figure(view: View) -> dict[str, Any] | None:
 def _latency_figure(view: View, metric: str, title: str) -> dict[str, Any] | None:
     if not view.curves:
         return None
-    traces = []
+    traces: list[dict[str, Any]] = []
     for place, curve in enumerate(view.curves):
         values = [None if math.isnan(ms) else ms for ms in getattr(curve, f"{metric}_ms")]
         colour = DISAGGREGATED if curve.is_disaggregated else COLLOCATED
@@ -100,10 +101,14 @@ def _latency_figure(view: View, metric: str, title: str) -> dict[str, Any] | Non
             }
         )
     layout = _layout("arrival rate, requests/s", title)
-    layout["yaxis"]["type"] = "log"
+    ticks = [step * 10**power for power in range(6) for step in (1, 2, 5)]
+    layout["yaxis"] |= {"type": "log", "tickvals": ticks, "ticktext": [f"{tick:,}" for tick in ticks]}
     limits = {name: ms for name, ms in view.slo_ms.items() if name.startswith(metric)}
     layout["shapes"] = [_level(ms, f"target {name}") for name, ms in limits.items()]
+    shown = [ms for trace in traces for ms in trace["y"] if ms] + list(limits.values())
+    layout["yaxis"]["range"] = [math.log10(min(shown) / 1.3), math.log10(max(shown) * 1.5)]
     demand = _level(0, "demand") | {"xref": "x", "yref": "paper", "x0": view.demand_req_s, "x1": view.demand_req_s}
+    demand["label"]["textposition"] = "end"
     layout["shapes"].append(demand | {"y0": 0, "y1": 1})
     return {"data": traces, "layout": layout}
 
@@ -135,7 +140,7 @@ def breakdown_figure(view: View) -> dict[str, Any] | None:
                     "marker": {
                         "color": BOUND_COLOURS[bound],
                         "line": {"width": 1, "color": "#fff"},
-                        "pattern": {"shape": BOUND_PATTERNS[bound], "size": 5, "solidity": 0.15},
+                        "pattern": {"shape": BOUND_PATTERNS[bound], "size": 6, "solidity": 0.2, **HATCH},
                     },
                 }
             )
@@ -158,7 +163,7 @@ def cost_figure(view: View) -> dict[str, Any] | None:
     bar = {"type": "bar", "orientation": "h", "y": gpus, "hovertemplate": "$%{x:.2f}/h<extra>%{fullData.name}</extra>"}
     traces = [{**bar, "name": "used", "x": used, "marker": {"color": COLLOCATED}}]
     if any(stranded):
-        pattern = {"color": "#999", "pattern": {"shape": "/"}}
+        pattern = {"color": "#999", "pattern": {"shape": "/", **HATCH}}
         traces.append({**bar, "name": "bought in whole nodes, unused", "x": stranded, "marker": pattern})
     layout = _layout("$/h", "")
     layout |= {"barmode": "stack", "height": 140 + 40 * len(rows)}
@@ -189,8 +194,8 @@ def _layout(x_title: str, y_title: str) -> dict[str, Any]:
     return {
         "xaxis": {"title": {"text": x_title}, "zeroline": False, "automargin": True},
         "yaxis": {"title": {"text": y_title}, "zeroline": False, "automargin": True},
-        "margin": {"l": 60, "r": 16, "t": 16, "b": 50},
-        "legend": {"orientation": "h", "y": -0.22, "yanchor": "top", "x": 0},
+        "margin": {"l": 60, "r": 16, "t": 30, "b": 50},
+        "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
         "paper_bgcolor": "rgba(0,0,0,0)",
         "plot_bgcolor": "rgba(0,0,0,0)",
         "hovermode": "closest",
