@@ -6,16 +6,21 @@ Every field's description says what is accepted; `bestserve schema` prints them 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from estimator.errors import BestServeError
 from search.edge import Edge, read_yaml, validated
 
+if TYPE_CHECKING:
+    from estimator.cost import PriceCard
+    from spaces.problem import Problem
+
 Positive = Annotated[float, Field(gt=0)]
 PositiveInt = Annotated[int, Field(ge=1)]
 Degrees = Annotated[list[PositiveInt], Field(min_length=1)]
+Policy = Literal["chunked", "prefill_first", "static", "distserve", "tetriinfer"]
 Architecture = Literal["collocated", "disaggregated"]
 
 
@@ -207,6 +212,7 @@ class PriceSpec(Edge):
     """A price of one's own."""
 
     usd_per_gpu_h: Positive = Field(description="US dollars per GPU and hour")
+    gpus_per_node: PositiveInt = Field(default=1, description="GPUs bought together; 1: sold singly")
     source: str = Field(min_length=1, description="who asks this price")
     date: str = Field(min_length=1, description="when it was asked, for example 2026-11-09")
 
@@ -236,9 +242,15 @@ class SearchSpec(Edge):
     ep: Degrees | None = Field(default=None, description="expert-parallel degrees")
     tokens: Degrees | None = Field(default=None, description="token budgets of a step, for example [2048, 8192]")
     seqs: Degrees | None = Field(default=None, description="resident sequences at most, for example [128, 256]")
-    policies: list[str] | None = Field(
+    policies: list[Policy] | None = Field(
         default=None, description="scheduling policies, for example [chunked, distserve]"
     )
+    prefill_gpus: list[str] | None = Field(default=None, description="GPUs that prefill pools may use")
+    decode_gpus: list[str] | None = Field(default=None, description="GPUs that decode pools may use")
+    owned: dict[str, PositiveInt] = Field(default_factory=dict, description="GPUs of a type at most, {h100_sxm: 16}")
+    only: list[str] | None = Field(default=None, description="patterns of which a strategy must match one: ['*-tp8@*']")
+    forbid: list[str] | None = Field(default=None, description="patterns that no strategy may match: ['*@l40s*']")
+    whole_nodes: bool = Field(default=False, description="only strategies that fill whole nodes")
 
 
 class Spec(Edge):
@@ -251,7 +263,8 @@ class Spec(Edge):
     slo: SloSpec = Field(description="{ttft: {p90_ms: …}, tpot: {p90_ms: …}}")
     gpus: Annotated[list[str | GpuSpec], Field(min_length=1)] = Field(description="names or described GPUs")
     prices: dict[str, str | PriceSpec] = Field(
-        default_factory=dict, description="per GPU, the id of a price card or {usd_per_gpu_h: …, source: …, date: …}"
+        default_factory=dict,
+        description="per GPU, a price card's id, a kind such as spot, or {usd_per_gpu_h: …, source: …, date: …}",
     )
     search: SearchSpec = Field(default_factory=SearchSpec, description="limits of the search")
     link: LinkSpec = Field(default_factory=LinkSpec, description="the KV hand-over's link")
@@ -261,9 +274,26 @@ class Spec(Edge):
         """Names of the GPUs in the order given."""
         return [gpu if isinstance(gpu, str) else gpu.name for gpu in self.gpus]
 
+    def problem(self) -> Problem:
+        """The planning problem in SI units; raises `BestServeError` for models or GPUs that do not exist."""
+        from search.question import problem_of
+
+        return problem_of(self)
+
+    def cards(self) -> dict[str, PriceCard]:
+        """The price card of each GPU; raises `BestServeError` where none is known."""
+        from search.question import cards_of
+
+        return cards_of(self)
+
     @model_validator(mode="after")
     def _consistent(self) -> Spec:
         names = self.gpu_names
+        chosen = {"prefill_gpus": self.search.prefill_gpus, "decode_gpus": self.search.decode_gpus}
+        for field, gpus in (chosen | {"owned": list(self.search.owned)}).items():
+            for gpu in gpus or ():
+                if gpu not in names:
+                    raise BestServeError(f"search.{field}", gpu, "is not among the spec's gpus", ", ".join(names))
         for name in names:
             if names.count(name) > 1:
                 raise BestServeError("gpus", name, "is named twice", "each GPU once")
