@@ -11,10 +11,9 @@ from fnmatch import fnmatchcase
 from types import MappingProxyType
 
 from estimator.hardware import Gpu
-from estimator.instance import Instance
 from estimator.model import DenseFfn, GatedDeltaNet, GroupedQueryAttention, LatentAttention, MoeFfn
 from estimator.outcome import Infeasible
-from spaces.problem import Problem, SearchSpace, instance_of
+from spaces.problem import Problem
 from spaces.strategy import Pool, Strategy
 
 Violation = tuple[str, float]  # reason in one sentence, relative size > 0
@@ -24,13 +23,15 @@ def heads(problem: Problem, pool: Pool) -> Violation | None:
     """Tensor parallelism divides the attention heads, and divides or multiplies the KV heads."""
     tp = pool.parallelism.tp
     for group in problem.model.layers:
+        whole: tuple[int, ...]
+        shared: tuple[int, ...] = ()
         match group.attention:
             case GroupedQueryAttention() as attention:
                 whole, shared = (attention.num_heads,), (attention.num_kv_heads,)
-            case LatentAttention() as attention:
-                whole, shared = (attention.num_heads,), ()
-            case GatedDeltaNet() as attention:
-                whole, shared = (attention.num_key_heads, attention.num_value_heads), ()
+            case LatentAttention() as latent:
+                whole = (latent.num_heads,)
+            case GatedDeltaNet() as net:
+                whole = (net.num_key_heads, net.num_value_heads)
         for num in whole:
             if num % tp:
                 return f"tp = {tp} does not divide {num} attention heads", (num % tp) / tp
@@ -109,23 +110,24 @@ SHAPE_RULES: Mapping[str, PoolRule] = MappingProxyType(
 )
 
 
-def gpu_budget(space: SearchSpace, strategy: Strategy) -> Violation | None:
+def gpu_budget(problem: Problem, strategy: Strategy) -> Violation | None:
     """All pools together stay within the GPU budget."""
-    num, most = strategy.num_gpus, space.max_gpus
+    num, most = strategy.num_gpus, problem.space.max_gpus
     return (f"{num} GPUs, {most} allowed", num / most - 1) if num > most else None
 
 
-def owned(space: SearchSpace, strategy: Strategy) -> Violation | None:
+def owned(problem: Problem, strategy: Strategy) -> Violation | None:
     """No more GPUs of a type than the user owns, where that is stated."""
     for gpu, num in strategy.gpu_counts.items():
-        most = space.owned.get(gpu)
+        most = problem.space.owned.get(gpu)
         if most is not None and num > most:
             return f"{num} {gpu}, {most} owned", (num - most) / max(most, 1)
     return None
 
 
-def patterns(space: SearchSpace, strategy: Strategy) -> Violation | None:
+def patterns(problem: Problem, strategy: Strategy) -> Violation | None:
     """The written form matches one of the `only` patterns, if any, and none of the forbidden ones."""
+    space = problem.space
     if not space.only and not space.forbid:
         return None
     text = str(strategy)
@@ -137,9 +139,20 @@ def patterns(space: SearchSpace, strategy: Strategy) -> Violation | None:
     return None
 
 
-StrategyRule = Callable[[SearchSpace, Strategy], Violation | None]
+def whole_nodes(problem: Problem, strategy: Strategy) -> Violation | None:
+    """Where whole nodes are asked for, the GPUs of each type fill them."""
+    if not problem.space.whole_nodes:
+        return None
+    for name, num in strategy.gpu_counts.items():
+        node = problem.gpu(name).gpus_per_node
+        if num % node:
+            return f"{num} {name} do not fill nodes of {node}", (num % node) / node
+    return None
+
+
+StrategyRule = Callable[[Problem, Strategy], Violation | None]
 STRATEGY_RULES: Mapping[str, StrategyRule] = MappingProxyType(
-    {rule.__name__: rule for rule in (gpu_budget, owned, patterns)}
+    {rule.__name__: rule for rule in (gpu_budget, owned, whole_nodes, patterns)}
 )
 MEMORY_RULE = "memory"
 EXPLANATIONS: Mapping[str, str] = MappingProxyType(
@@ -157,19 +170,19 @@ def broken_shape(problem: Problem, pool: Pool) -> Infeasible | None:
     return None
 
 
-def feasible_instance(problem: Problem, pool: Pool) -> Instance | Infeasible:
-    """The pool's instance, or the first rule that it breaks, memory included."""
-    return broken_shape(problem, pool) or instance_of(problem, pool)
-
-
 def broken_strategy(problem: Problem, strategy: Strategy) -> Infeasible | None:
     """The first rule that the strategy breaks, shape rules first, memory left out; or None."""
     for pool in strategy.pools:
         broken = broken_shape(problem, pool)
         if broken is not None:
             return broken
+    return broken_whole(problem, strategy)
+
+
+def broken_whole(problem: Problem, strategy: Strategy) -> Infeasible | None:
+    """The first rule about the whole strategy (budget, ownership, nodes, patterns) that it breaks, or None."""
     for name, rule in STRATEGY_RULES.items():
-        violation = rule(problem.space, strategy)
+        violation = rule(problem, strategy)
         if violation is not None:
             return Infeasible(rule=name, reason=violation[0], violation=violation[1])
     return None

@@ -18,7 +18,7 @@ from typing import Protocol
 from estimator.outcome import Infeasible
 from estimator.parallelism import Parallelism
 from spaces.problem import Problem, SearchSpace, instance_of
-from spaces.rules import broken_shape, patterns
+from spaces.rules import broken_shape, broken_whole
 from spaces.strategy import Pool, Role, Strategy
 
 Params = dict[str, str | int]
@@ -125,12 +125,13 @@ class Space:
     def _too_many(self, shape: Pool) -> Infeasible | None:
         if self.max_count(shape) >= 1:
             return None
-        most = min(self.allowed.max_gpus, self._owned(shape.gpu))
+        most = self.max_gpus(shape.gpu)
         reason = f"{shape.num_gpus} GPUs of one instance, {most} {shape.gpu} allowed"
         return Infeasible(rule="gpu_budget", reason=reason, violation=shape.num_gpus / max(most, 1) - 1)
 
-    def _owned(self, gpu: str) -> int:
-        return self.allowed.owned.get(gpu, self.allowed.max_gpus)
+    def max_gpus(self, gpu: str) -> int:
+        """Most GPUs of a type that a strategy may use."""
+        return min(self.allowed.max_gpus, self.allowed.owned.get(gpu, self.allowed.max_gpus))
 
     @property
     def removed(self) -> dict[str, Removed]:
@@ -147,12 +148,12 @@ class Space:
         beside = beside or {}
         n = shape.parallelism.num_gpus
         in_budget = (self.allowed.max_gpus - sum(beside.values())) // n
-        return min(in_budget, (self._owned(shape.gpu) - beside.get(shape.gpu, 0)) // n)
+        return min(in_budget, (self.max_gpus(shape.gpu) - beside.get(shape.gpu, 0)) // n)
 
     @cached_property
     def size(self) -> int:
-        """Number of strategies. Patterns can only be counted by listing; otherwise nothing is listed."""
-        if self.allowed.only or self.allowed.forbid:
+        """Number of strategies. Patterns and whole nodes can only be counted by listing; else nothing is."""
+        if self.allowed.only or self.allowed.forbid or self.allowed.whole_nodes:
             return sum(1 for _ in self)
         policies, pair_policies = len(self.allowed.collocated_policies), len(self.allowed.disaggregated_policies)
         collocated = sum(self.max_count(shape) for shape in self.shapes.get("m", ()))
@@ -189,30 +190,20 @@ class Space:
                     yield from self._permitted(Strategy(pools=pools, policy=policy))
 
     def _permitted(self, strategy: Strategy) -> Iterator[Strategy]:
-        if patterns(self.allowed, strategy) is None:
+        if broken_whole(self.problem, strategy) is None:
             yield strategy
 
     def __contains__(self, strategy: object) -> bool:
         """Whether the strategy is one of the space's."""
         if not isinstance(strategy, Strategy):
             return False
-        policies = (
-            self.allowed.disaggregated_policies if strategy.is_disaggregated else self.allowed.collocated_policies
-        )
+        policies = self._policies("disaggregated" if strategy.is_disaggregated else "collocated")
         known = all(replace(pool, count=1) in self._shape_sets.get(pool.role, ()) for pool in strategy.pools)
-        return (
-            known and strategy.policy in policies and self._in_budget(strategy) and not patterns(self.allowed, strategy)
-        )
+        return known and strategy.policy in policies and broken_whole(self.problem, strategy) is None
 
     @cached_property
     def _shape_sets(self) -> dict[Role, frozenset[Pool]]:
         return {role: frozenset(shapes) for role, shapes in self.shapes.items()}
-
-    def _in_budget(self, strategy: Strategy) -> bool:
-        counts = strategy.gpu_counts
-        return strategy.num_gpus <= self.allowed.max_gpus and all(
-            num <= self._owned(gpu) for gpu, num in counts.items()
-        )
 
     # ---- parameters for samplers
 

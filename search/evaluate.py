@@ -1,0 +1,137 @@
+"""One strategy's goodput as one flat, price-free record; the same bytes on any worker."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
+
+from estimator.goodput import Goodput, goodput
+from estimator.latency import PoolSummary
+from estimator.outcome import Infeasible, Unstable
+from estimator.system import Collocated, System
+from spaces.problem import Problem, system_of
+from spaces.rules import broken_strategy
+from spaces.strategy import Strategy
+
+Status = Literal["ok", "infeasible", "unstable", "failed"]
+NAN = float("nan")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """What is known of one strategy. `violation` > 0 unless ok; latencies in s at the goodput, NaN unless ok.
+
+    `strategy` is the written form; `failed` is our bug, `reason` then holds the end of the traceback. `prefill_…` are
+    NaN for collocated strategies. `low`/`high` bound the goodput.
+    """
+
+    strategy: str
+    status: Status
+    rule: str = ""
+    reason: str = ""
+    violation: float = 0.0
+    goodput_req_s: float = 0.0
+    low_req_s: float = 0.0
+    high_req_s: float = 0.0
+    binding_limit: str = ""
+    tier: str = ""
+    ttft_mean_s: float = NAN
+    ttft_p50_s: float = NAN
+    ttft_p90_s: float = NAN
+    ttft_p99_s: float = NAN
+    tpot_mean_s: float = NAN
+    tpot_p50_s: float = NAN
+    tpot_p90_s: float = NAN
+    tpot_p99_s: float = NAN
+    e2e_mean_s: float = NAN
+    e2e_p50_s: float = NAN
+    e2e_p90_s: float = NAN
+    e2e_p99_s: float = NAN
+    throughput_tokens_per_s: float = NAN
+    decode_utilisation_frac: float = NAN
+    decode_mean_batch_seqs: float = NAN
+    prefill_utilisation_frac: float = NAN
+    num_simulated_requests: int = 0
+
+    @property
+    def is_ok(self) -> bool:
+        """Whether the strategy serves some load within the SLO."""
+        return self.status == "ok"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Field names to plain values."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Evaluation:
+        """From `as_dict`, after JSON; unknown fields of a later version are left out."""
+        known = {field.name for field in fields(cls)}
+        return cls(**{name: value for name, value in values.items() if name in known})
+
+
+Evaluate = Callable[[Problem, Strategy, int], Evaluation]
+
+
+def evaluate(problem: Problem, strategy: Strategy, seed: int) -> Evaluation:
+    """Goodput of the strategy, or why it has none. Every strategy sees the same requests of `seed`."""
+    text = str(strategy)
+    broken = broken_strategy(problem, strategy)
+    system = broken or system_of(problem, strategy)
+    if isinstance(system, Infeasible):
+        return Evaluation(
+            strategy=text, status="infeasible", rule=system.rule, reason=system.reason, violation=system.violation
+        )
+    found = goodput(system, problem.workload, problem.slo, seed=seed)
+    if isinstance(found, Unstable):
+        return Evaluation(strategy=text, status="unstable", reason=found.reason, violation=found.violation)
+    return _ok(text, system, found)
+
+
+def _ok(text: str, system: System, found: Goodput) -> Evaluation:
+    summary = found.summary
+    latencies = {
+        f"{metric}_{level}_s": getattr(getattr(summary, metric), f"{level}_s")
+        for metric in ("ttft", "tpot", "e2e")
+        for level in ("mean", "p50", "p90", "p99")
+    }
+    prefill: PoolSummary | None = summary.prefill
+    return Evaluation(
+        strategy=text,
+        status="ok",
+        goodput_req_s=found.rate_req_s,
+        low_req_s=found.low_req_s,
+        high_req_s=found.high_req_s,
+        binding_limit=found.binding_limit,
+        tier=_tier(system),
+        throughput_tokens_per_s=summary.throughput_tokens_per_s,
+        decode_utilisation_frac=summary.decode.utilisation_frac,
+        decode_mean_batch_seqs=summary.decode.mean_batch_seqs,
+        prefill_utilisation_frac=NAN if prefill is None else prefill.utilisation_frac,
+        num_simulated_requests=found.num_simulated_requests,
+        **latencies,
+    )
+
+
+def _tier(system: System) -> str:
+    """The worst of what the instances' times rest on."""
+    instances = [system.instance] if isinstance(system, Collocated) else [system.prefill, system.decode]
+    order = ("fitted", "borrowed", "data_sheet")
+    return max((instance.tier for instance in instances), key=lambda tier: order.index(tier) if tier in order else 3)
+
+
+def evaluate_all(evaluate: Evaluate, problem: Problem, strategies: Sequence[Strategy], seed: int) -> list[Evaluation]:
+    """Evaluations in order; one that raises is `failed`, with the end of its traceback, and the rest go on."""
+    found = []
+    for strategy in strategies:
+        try:
+            found.append(evaluate(problem, strategy, seed))
+        except Exception as error:  # our bug, whatever it is: reported with the strategy, counted by the study
+            found.append(failed(strategy, "".join(traceback.format_exception(error)[-3:])))
+    return found
+
+
+def failed(strategy: Strategy, reason: str) -> Evaluation:
+    """The record of a strategy whose evaluation broke."""
+    return Evaluation(strategy=str(strategy), status="failed", reason=reason, violation=1.0)

@@ -1,0 +1,227 @@
+"""Who evaluates: this process, or Ray workers. One contract: each strategy given comes back once.
+
+Ray's traps (2.60), each with its remedy here: `uv run` builds a second environment and usage statistics phone home
+(environment set before the import); a chunk whose node is partitioned away hangs for minutes (own deadline, sent
+again, the late answer ignored); arguments by value cost 8 ms a task (the problem is put once, and each worker unpacks
+it once); a task costs 0.8 ms (chunks of about `CHUNK_S` seconds by measured cost).
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from estimator.errors import BestServeError
+from search.evaluate import Evaluate, Evaluation, evaluate, evaluate_all, failed
+from spaces.problem import Problem
+from spaces.strategy import Strategy
+
+CHUNK_S = 0.25  # work per task: task overhead of about 1 ms stays below 1 %, and a generation still spreads
+MAX_ATTEMPTS = 3
+RAY_ENVIRONMENT = {
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_USAGE_STATS_REPORT_URL": "http://127.0.0.1:9/",
+    "NUMBA_NUM_THREADS": "1",
+}
+
+
+class Executor(Protocol):
+    """Evaluates strategies of one problem under one seed."""
+
+    def run(self, strategies: Sequence[Strategy], *, in_order: bool = False) -> Iterator[Evaluation]:
+        """Each strategy's evaluation once, as they come or in the order given."""
+        ...
+
+    def close(self) -> None:
+        """Give back what the executor holds."""
+        ...
+
+
+class LocalExecutor:
+    """Evaluates in this process, one after the other."""
+
+    def __init__(self, problem: Problem, *, seed: int, evaluate: Evaluate = evaluate) -> None:
+        self._problem, self._seed, self._evaluate = problem, seed, evaluate
+
+    def run(self, strategies: Sequence[Strategy], *, in_order: bool = False) -> Iterator[Evaluation]:
+        """In the order given, always."""
+        for strategy in strategies:
+            yield from evaluate_all(self._evaluate, self._problem, [strategy], self._seed)
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Chunk:
+    members: tuple[int, ...]  # indices into the strategies of the run
+    attempt: int
+    sent_s: float
+
+
+class RayExecutor:
+    """Evaluates on Ray workers: its own on this machine, or those of the cluster at `address`."""
+
+    def __init__(
+        self,
+        problem: Problem,
+        *,
+        seed: int,
+        evaluate: Evaluate = evaluate,
+        workers: int | None = None,
+        address: str | None = None,
+        deadline_s: float = 120.0,
+    ) -> None:
+        self._ray = _start_ray(workers, address)
+        self.workers = max(1, int(self._ray.cluster_resources().get("CPU", 1)))
+        self._payload = self._ray.put((evaluate, problem, seed))
+        self._task = self._ray.remote(max_retries=2)(_evaluate_chunk)
+        self._deadline_s = deadline_s
+        self._cost_s: float | None = None
+
+    def run(self, strategies: Sequence[Strategy], *, in_order: bool = False) -> Iterator[Evaluation]:
+        """Chunks as they finish; in order, an evaluation waits for those before it."""
+        arrived = self._arrivals(strategies)
+        if not in_order:
+            yield from (evaluation for _, evaluation in arrived)
+            return
+        held: dict[int, Evaluation] = {}
+        following = 0
+        for index, evaluation in arrived:
+            held[index] = evaluation
+            while following in held:
+                yield held.pop(following)
+                following += 1
+
+    def close(self) -> None:
+        """Stop this process's Ray, or leave the cluster; never anybody else's."""
+        self._ray.shutdown()
+
+    def _arrivals(self, strategies: Sequence[Strategy]) -> Iterator[tuple[int, Evaluation]]:
+        """(index, evaluation) in the order in which they come, each index once."""
+        waiting = sorted(range(len(strategies)), key=lambda index: _shapes(strategies[index]))  # share instances
+        retries: list[_Chunk] = []
+        in_flight: dict[Any, _Chunk] = {}
+        done: set[int] = set()
+        while len(done) < len(strategies):
+            while (waiting or retries) and len(in_flight) < 2 * self.workers:
+                again = retries.pop() if retries else None
+                members = again.members if again else self._take(waiting)
+                ref = self._task.remote([self._payload], [strategies[index] for index in members])
+                attempt = again.attempt if again else 1
+                in_flight[ref] = _Chunk(members=members, attempt=attempt, sent_s=time.monotonic())
+            ready, _ = self._ray.wait(list(in_flight), timeout=min(1.0, self._deadline_s / 4))
+            for ref in ready:
+                for index, evaluation in self._collect(ref, in_flight.pop(ref), strategies, retries):
+                    if index not in done:
+                        done.add(index)
+                        yield index, evaluation
+            for index in self._resend_late(in_flight, retries, done):
+                done.add(index)
+                yield index, failed(strategies[index], f"no answer within {self._deadline_s:g} s, {MAX_ATTEMPTS} times")
+
+    def _take(self, waiting: list[int]) -> tuple[int, ...]:
+        """The next chunk's members: about `CHUNK_S` of work, and a share for every worker."""
+        share = -(-len(waiting) // (2 * self.workers))
+        size = 1 if self._cost_s is None else int(CHUNK_S / max(self._cost_s, 1e-6))
+        size = max(1, min(share, max(size, 1)))
+        taken, waiting[:] = tuple(waiting[:size]), waiting[size:]
+        return taken
+
+    def _collect(
+        self, ref: Any, chunk: _Chunk, strategies: Sequence[Strategy], retries: list[_Chunk]
+    ) -> Iterable[tuple[int, Evaluation]]:
+        """Results of a finished task; a task that died is split in singles, a single that died thrice has failed."""
+        try:
+            evaluations, took_s = self._ray.get(ref)
+        except self._ray.exceptions.RayError as error:
+            return self._retry(chunk, strategies, retries, f"the worker died: {error}")
+        cost_s = took_s / len(chunk.members)
+        self._cost_s = cost_s if self._cost_s is None else 0.7 * self._cost_s + 0.3 * cost_s
+        return list(zip(chunk.members, evaluations, strict=True))
+
+    def _retry(
+        self, chunk: _Chunk, strategies: Sequence[Strategy], retries: list[_Chunk], reason: str
+    ) -> list[tuple[int, Evaluation]]:
+        if chunk.attempt >= MAX_ATTEMPTS:
+            return [(index, failed(strategies[index], reason)) for index in chunk.members]
+        retries.extend(_Chunk(members=(index,), attempt=chunk.attempt + 1, sent_s=0.0) for index in chunk.members)
+        return []
+
+    def _resend_late(self, in_flight: dict[Any, _Chunk], retries: list[_Chunk], done: set[int]) -> list[int]:
+        """Send chunks past their deadline again, one strategy a task; returns the strategies that ran out of attempts.
+
+        A late task is cancelled and its answer, should it come, ignored.
+        """
+        now_s = time.monotonic()
+        given_up: list[int] = []
+        for ref, chunk in list(in_flight.items()):
+            if now_s - chunk.sent_s <= self._deadline_s:
+                continue
+            in_flight.pop(ref)
+            self._ray.cancel(ref, force=True)
+            missing = [index for index in chunk.members if index not in done]
+            if chunk.attempt >= MAX_ATTEMPTS:
+                given_up.extend(missing)
+            else:
+                retries.extend(_Chunk(members=(index,), attempt=chunk.attempt + 1, sent_s=0.0) for index in missing)
+        return given_up
+
+
+def _shapes(strategy: Strategy) -> str:
+    """Sorts strategies that share instances next to each other."""
+    return "+".join(pool.written().lstrip("0123456789") for pool in strategy.pools)
+
+
+_unpacked: dict[str, Any] = {}  # in a worker: payload id → (evaluate, problem, seed); keeps the instance cache warm
+
+
+def _evaluate_chunk(payload: list[Any], strategies: list[Strategy]) -> tuple[list[Evaluation], float]:
+    """In a worker: the chunk's evaluations and the seconds they took. The payload comes boxed, to be fetched once."""
+    import ray
+
+    started_s = time.perf_counter()
+    key = payload[0].hex()
+    if key not in _unpacked:
+        _unpacked.clear()
+        _unpacked[key] = ray.get(payload[0])
+    evaluate, problem, seed = _unpacked[key]
+    found = evaluate_all(evaluate, problem, strategies, seed)
+    return found, time.perf_counter() - started_s
+
+
+def _start_ray(workers: int | None, address: str | None) -> Any:
+    """Ray, connected. A cluster that cannot be joined raises `BestServeError`."""
+    for name, value in RAY_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    if address is not None and (Path.home() / ".ray" / "auth_token").exists():
+        os.environ.setdefault("RAY_AUTH_MODE", "token")  # 2.60 refuses clients without it
+    import ray
+
+    if address is not None:
+        try:
+            ray.init(
+                address=address,
+                log_to_driver=False,
+                logging_level="ERROR",
+                runtime_env={"env_vars": {"NUMBA_NUM_THREADS": "1"}},
+            )
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise BestServeError(
+                "address", address, f"cannot be joined ({error})", "HOST:PORT of a Ray head whose token is known here"
+            ) from error
+        return ray
+    ray.init(
+        num_cpus=workers or os.cpu_count(),
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="ERROR",
+        object_store_memory=128 << 20,
+        _node_ip_address="127.0.0.1",
+    )
+    return ray

@@ -1,0 +1,109 @@
+"""The journal of a run: finished evaluations, one atomic line each, as an Optuna study on disk.
+
+Optuna's own file lock stalls 30 s after a kill and a torn last line makes its file unreadable (both measured with
+Optuna 5.0), hence `FlockLock` and `drop_torn_tail`.
+"""
+
+from __future__ import annotations
+
+import fcntl
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+
+from search.evaluate import Evaluation
+from spaces.space import Recorded, Space
+from spaces.strategy import Strategy
+
+DIRECTIONS: tuple[Literal["maximize"], Literal["minimize"]] = ("maximize", "minimize")  # goodput in req/s, cost in $/h
+T = TypeVar("T")
+
+
+class FlockLock:
+    """Journal lock that the kernel releases when its holder dies."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.with_suffix(path.suffix + ".flock").open("w")
+
+    def acquire(self) -> bool:
+        """Wait for the lock."""
+        fcntl.flock(self._file, fcntl.LOCK_EX)
+        return True
+
+    def release(self) -> None:
+        """Let others in."""
+        fcntl.flock(self._file, fcntl.LOCK_UN)
+
+
+def drop_torn_tail(path: Path) -> int:
+    """Cut what follows the journal's last newline, left by a kill or a full disk; returns the bytes dropped."""
+    if not path.exists():
+        return 0
+    content = path.read_bytes()
+    keep = content.rfind(b"\n") + 1
+    if keep < len(content):
+        with path.open("r+b") as file:
+            file.truncate(keep)
+    return len(content) - keep
+
+
+class Journal:
+    """Finished evaluations of one run, on disk as an Optuna study that optuna-dashboard can open."""
+
+    def __init__(self, path: Path, name: str) -> None:
+        drop_torn_tail(path)
+        self._study = quietly(
+            lambda: optuna.create_study(
+                storage=JournalStorage(JournalFileBackend(str(path), lock_obj=FlockLock(path))),  # type: ignore[arg-type]
+                study_name=name,
+                directions=list(DIRECTIONS),
+                load_if_exists=True,
+            )
+        )
+
+    def read(self) -> dict[str, Evaluation]:
+        """Evaluations by written form; broken ones are left out, so that a resumed run tries them again."""
+        found = {}
+        for trial in self._study.get_trials(deepcopy=False):
+            evaluation = Evaluation.from_dict(trial.user_attrs["evaluation"])
+            if evaluation.status != "failed":
+                found[evaluation.strategy] = evaluation
+        return found
+
+    def append(self, space: Space, strategy: Strategy, evaluation: Evaluation, usd_per_h: float) -> None:
+        """One line, on disk when this returns."""
+        self._study.add_trial(
+            finished_trial(space, strategy, evaluation, usd_per_h, {"evaluation": evaluation.as_dict()})
+        )
+
+
+def finished_trial(
+    space: Space, strategy: Strategy, evaluation: Evaluation, usd_per_h: float, attributes: dict[str, Any]
+) -> optuna.trial.FrozenTrial:
+    """The strategy as a complete trial of its parameters; a violation becomes a constraint, so that samplers learn."""
+    if evaluation.status == "failed":
+        return optuna.trial.create_trial(state=optuna.trial.TrialState.FAIL, user_attrs=attributes)
+    recorded = Recorded(space.encode(strategy))
+    space.decode(recorded)
+    distributions: dict[str, BaseDistribution] = {
+        name: IntDistribution(*asked) if isinstance(asked, tuple) else CategoricalDistribution(asked)
+        for name, asked in recorded.asked.items()
+    }
+    return optuna.trial.create_trial(
+        values=[evaluation.goodput_req_s, usd_per_h],
+        params=dict(recorded.params),
+        distributions=distributions,
+        constraints={"feasible": evaluation.violation},
+        user_attrs=attributes,
+    )
+
+
+def quietly(make: Callable[[], T]) -> T:
+    """The result of `make`, without Optuna's log lines on standard error."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return make()

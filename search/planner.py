@@ -1,0 +1,186 @@
+"""From a spec to an answer: build the space, run the study, read off what to rent, leave the run's folder."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from estimator.cost import PriceCard, bill
+from search.evaluate import Evaluation
+from search.executor import Executor, LocalExecutor, RayExecutor
+from search.journal import Journal
+from search.pareto import non_dominated
+from search.run import RunFolder, free_path, latest_path
+from search.spec import Spec
+from search.study import Progress, Settings, Study, StudyResult
+from spaces.problem import Problem
+from spaces.space import Space
+from spaces.strategy import Strategy
+
+RUNS = Path("runs")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Plan:
+    """The answer of a run. Evaluations are None where no strategy qualifies.
+
+    `recommended`: least cost that carries the demand, of equal cost the one with most goodput; `best_collocated` and
+    `best_disaggregated` likewise of their kind. `front` by rising cost. `table`: every evaluation with `usd_per_h`,
+    `num_gpus`, `is_disaggregated`. `headroom_frac`: how much the demand may grow.
+    """
+
+    folder: Path
+    problem: Problem
+    cards: Mapping[str, PriceCard]
+    demand_req_s: float
+    recommended: Evaluation | None
+    best_collocated: Evaluation | None
+    best_disaggregated: Evaluation | None
+    front: tuple[Evaluation, ...]
+    table: pd.DataFrame
+    study: StudyResult
+    space_size: int
+    removed: Mapping[str, int]
+    elapsed_s: float
+
+    @property
+    def headroom_frac(self) -> float | None:
+        """Goodput over demand, less one; None without a recommendation."""
+        return None if self.recommended is None else self.recommended.goodput_req_s / self.demand_req_s - 1.0
+
+    def usd_per_h(self, evaluation: Evaluation) -> float:
+        """Cost of a strategy, whole nodes where the card sells them so."""
+        return bill(Strategy.parse(evaluation.strategy).gpu_counts, self.cards).usd_per_h
+
+
+def plan(  # noqa: PLR0913  (the command's own options, one each)
+    spec: Spec,
+    *,
+    out: Path | None = None,
+    trials: int | None = None,
+    workers: int | None = None,
+    address: str | None = None,
+    resume: bool = False,
+    progress: Callable[[Progress], None] | None = None,
+    command: str = "",
+) -> Plan:
+    """Search the spec's space and leave the run's folder (`out`, or `runs/<name>` with a number if taken).
+
+    `workers`: Ray workers on this machine (None = one per core; 0 = no Ray, this process alone); `address`: a running
+    cluster's instead. An interrupted run goes on with `resume` and ends with the same front.
+    """
+    started_s = time.monotonic()
+    frozen = spec.model_dump(mode="json", exclude_none=True)
+    path = out or (latest_path(RUNS, spec.name) if resume else free_path(RUNS, spec.name))
+    problem, cards = spec.problem(), spec.cards()
+    settings = Settings(
+        trials=trials or spec.search.trials,
+        sampler=spec.search.sampler,
+        seed=spec.search.seed,
+        demand_req_s=spec.traffic.rate_req_s,
+    )
+    folder = RunFolder.open(path, frozen, resume=resume)
+    manifest = {"name": spec.name, "command": command, "seed": settings.seed, "trials": settings.trials}
+    manifest |= {"started": datetime.now(UTC).isoformat(timespec="seconds"), "workers": workers, "address": address}
+    folder.write_manifest(manifest | {"status": "running"})
+    space = Space(problem)
+    executor = make_executor(problem, seed=settings.seed, workers=workers, address=address)
+    try:
+        study = Study(
+            space=space,
+            executor=executor,
+            cost_of=lambda gpus: bill(gpus, cards).usd_per_h,
+            settings=settings,
+            journal=Journal(folder.journal, spec.name),
+            on_progress=progress,
+        ).run()
+    finally:
+        executor.close()
+    answer = _answer(spec, folder.path, space, study, time.monotonic() - started_s)
+    _leave(folder, answer, manifest)
+    return answer
+
+
+def make_executor(problem: Problem, *, seed: int, workers: int | None, address: str | None) -> Executor:
+    """Ray, on this machine or at `address`; this process alone for 0 workers."""
+    if workers == 0 and address is None:
+        return LocalExecutor(problem, seed=seed)
+    return RayExecutor(problem, seed=seed, workers=workers or os.cpu_count(), address=address)
+
+
+def _answer(spec: Spec, folder: Path, space: Space, study: StudyResult, elapsed_s: float) -> Plan:
+    cards, demand = spec.cards(), spec.traffic.rate_req_s
+    table = _table(study.evaluations, cards)
+    by_text = {evaluation.strategy: evaluation for evaluation in study.evaluations}
+    ok = table[table["status"] == "ok"].reset_index(drop=True)
+    front = non_dominated(ok["goodput_req_s"], ok["usd_per_h"])
+    carrying = ok[ok["goodput_req_s"] >= demand].sort_values(
+        ["usd_per_h", "goodput_req_s", "strategy"], ascending=[True, False, True]
+    )
+
+    def first(rows: pd.DataFrame) -> Evaluation | None:
+        return by_text[str(rows.iloc[0]["strategy"])] if len(rows) else None
+
+    return Plan(
+        folder=folder,
+        problem=space.problem,
+        cards=cards,
+        demand_req_s=demand,
+        recommended=first(carrying),
+        best_collocated=first(carrying[~carrying["is_disaggregated"]]),
+        best_disaggregated=first(carrying[carrying["is_disaggregated"]]),
+        front=tuple(by_text[str(text)] for text in ok["strategy"].iloc[front]),
+        table=table,
+        study=study,
+        space_size=space.size,
+        removed={rule: removed.num_shapes for rule, removed in space.removed.items()},
+        elapsed_s=elapsed_s,
+    )
+
+
+def _table(evaluations: tuple[Evaluation, ...], cards: Mapping[str, PriceCard]) -> pd.DataFrame:
+    """One row per evaluation: its fields, GPUs and cost."""
+    rows: list[dict[str, Any]] = []
+    for evaluation in evaluations:
+        strategy = Strategy.parse(evaluation.strategy)
+        rows.append(
+            evaluation.as_dict()
+            | {
+                "is_disaggregated": strategy.is_disaggregated,
+                "num_gpus": strategy.num_gpus,
+                "usd_per_h": bill(strategy.gpu_counts, cards).usd_per_h,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _leave(folder: RunFolder, answer: Plan, manifest: Mapping[str, Any]) -> None:
+    """The run's tables; the manifest last, whose status `finished` vouches for the rest."""
+    front = [evaluation.strategy for evaluation in answer.front]
+    folder.write_table("evaluations.parquet", answer.table)
+    folder.write_table("front.csv", answer.table.set_index("strategy").loc[front].reset_index())
+    history = [
+        {"phase": step.phase, "num_evaluated": step.num_evaluated, "elapsed_s": step.elapsed_s}
+        | {"hypervolume": step.hypervolume, "best_usd_per_h": step.best_usd_per_h}
+        for step in answer.study.history
+    ]
+    folder.write_table("hypervolume.csv", pd.DataFrame(history))
+    folder.write_manifest(
+        {
+            **manifest,
+            "status": "finished",
+            "sampler": answer.study.sampler,
+            "sampler_reason": answer.study.sampler_reason,
+            "space_size": answer.space_size,
+            "num_evaluated": len(answer.table),
+            "recommended": answer.recommended.strategy if answer.recommended else None,
+            "elapsed_s": round(answer.elapsed_s, 2),
+        }
+    )

@@ -1,0 +1,122 @@
+"""What a run leaves behind: a folder whose files are each whole or absent.
+
+| file | holds |
+|---|---|
+| `spec.yaml` | the question, frozen, every default written out |
+| `study.journal` | every finished evaluation, one line each, as it arrived; what a resumed run goes on from |
+| `evaluations.parquet` | the same as a table, with costs |
+| `front.csv` | the Pareto front by rising cost |
+| `hypervolume.csv` | area dominated against evaluations and time |
+| `manifest.json` | versions, seed, command, sampler, status |
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import platform
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from ruamel.yaml import YAML
+
+from estimator.errors import BestServeError
+
+PACKAGES = ("bestserve", "optuna", "ray", "numpy", "numba", "scipy", "pandas", "pyarrow")
+
+
+class RunFolder:
+    """One run's folder. Files appear by rename, so a kill leaves the old file or the new one."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @classmethod
+    def open(cls, path: Path, spec: Mapping[str, Any], *, resume: bool) -> RunFolder:
+        """A new folder for `spec`, or with `resume` an interrupted run of the same spec.
+
+        Raises `BestServeError` if the folder holds a run that is not to be resumed, none that could be, or another's.
+        """
+        folder = cls(path)
+        text = _yaml(spec)
+        if resume:
+            folder._check_same(text)
+            return folder
+        if folder.journal.exists():
+            raise BestServeError("out", str(path), "already holds a run", "--resume to go on with it, or another --out")
+        path.mkdir(parents=True, exist_ok=True)
+        folder.write("spec.yaml", text.encode())
+        return folder
+
+    @property
+    def journal(self) -> Path:
+        """Finished evaluations, appended as they come."""
+        return self.path / "study.journal"
+
+    def write(self, name: str, content: bytes) -> None:
+        """The whole file at once: written beside, flushed to disk, renamed."""
+        beside = self.path / f".{name}.part"
+        with beside.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(self.path / name)
+
+    def write_table(self, name: str, table: pd.DataFrame) -> None:
+        """A table as Parquet or CSV, by the name's ending."""
+        buffer = io.BytesIO()
+        if name.endswith(".parquet"):
+            table.to_parquet(buffer, index=False)
+        else:
+            table.to_csv(buffer, index=False)
+        self.write(name, buffer.getvalue())
+
+    def write_manifest(self, entries: Mapping[str, Any]) -> None:
+        """Versions and whatever tells how the run was made."""
+        manifest = {"versions": versions(), **entries}
+        self.write("manifest.json", json.dumps(manifest, indent=2, default=str).encode())
+
+    def _check_same(self, text: str) -> None:
+        frozen = self.path / "spec.yaml"
+        if not frozen.exists():
+            raise BestServeError("out", str(self.path), "holds no run to resume", "the folder of an interrupted run")
+        if frozen.read_text() != text:
+            raise BestServeError("spec", str(frozen), "differs from the spec given", "the spec as it was frozen there")
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of what decides the result."""
+    return {"python": platform.python_version()} | {package: version(package) for package in PACKAGES}
+
+
+def free_path(parent: Path, name: str) -> Path:
+    """`parent/name`, or with the first of -2, -3, … that holds no run yet."""
+    path, number = parent / name, 1
+    while RunFolder(path).journal.exists():
+        number += 1
+        path = parent / f"{name}-{number}"
+    return path
+
+
+def latest_path(parent: Path, name: str) -> Path:
+    """The last of `parent/name`, `name-2`, … that holds a run; raises `BestServeError` if none does."""
+    path, number = None, 1
+    candidate = parent / name
+    while RunFolder(candidate).journal.exists():
+        path, number = candidate, number + 1
+        candidate = parent / f"{name}-{number}"
+    if path is None:
+        raise BestServeError("resume", str(parent / name), "holds no run to resume", "a run without --resume first")
+    return path
+
+
+def _yaml(values: Mapping[str, Any]) -> str:
+    buffer = io.StringIO()
+    yaml = YAML(typ="safe")
+    yaml.default_flow_style = False
+    yaml.dump(dict(values), buffer)
+    return buffer.getvalue()
