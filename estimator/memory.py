@@ -16,7 +16,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from estimator.dtypes import ACTIVATION_BYTES, Dtypes, KvDtype
-from estimator.errors import require
 from estimator.hardware import Gpu
 from estimator.instance import BLOCK_TOKENS, EngineLimits
 from estimator.model import DenseFfn, ModelShape
@@ -36,28 +35,6 @@ from estimator.parallelism import Parallelism
 MAX_STATE_FRAC = 0.9 / 1.9  # of the memory left for caches: SGLang's --mamba-full-memory-ratio 0.9 (server_args.py)
 LOGIT_COPIES_BYTES = 10.0  # per sampled sequence and word: bf16 logits, float32 logits, float32 probabilities
 HIDDEN_COPIES = 4  # hidden states alive at a layer's widest point: input, residual, normed, output
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MemoryPolicy:
-    """How an engine spends a GPU's memory.
-
-    `utilisation_frac` of it is the engine's; `reserve_bytes` of that go to context, communication buffers and graphs.
-    `activations_in_share`: activations come out of the share too (vLLM), else out of what the share leaves (SGLang).
-    """
-
-    utilisation_frac: float
-    reserve_bytes: float = 0.0
-    activations_in_share: bool = True
-
-    def __post_init__(self) -> None:
-        require(
-            0 < self.utilisation_frac <= 1,
-            field="memory_utilisation_frac",
-            value=self.utilisation_frac,
-            rule="must be a share of the GPU's memory",
-            accepted="0 < share ≤ 1",
-        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,22 +68,22 @@ def weight_bytes_per_gpu(model: ModelShape, parallelism: Parallelism, dtypes: Dt
     return max(stage.weight_bytes for stage in stage_memories(model, parallelism, dtypes))
 
 
-def kv_bytes_per_token_per_gpu(model: ModelShape, parallelism: Parallelism, kv_dtype: KvDtype) -> float:
+def kv_bytes_per_token_per_gpu(model: ModelShape, parallelism: Parallelism, dtypes: Dtypes) -> float:
     """KV cache of one token on a GPU of the fullest stage; windowed layers and delta nets hold none that grows.
 
     Key/value heads are copied where tp exceeds them, and latent caches on every GPU of the tp group.
     """
-    return max(stage.kv_bytes_per_token for stage in stage_memories(model, parallelism, Dtypes(kv=kv_dtype)))
+    return max(stage.kv_bytes_per_token for stage in stage_memories(model, parallelism, dtypes))
 
 
 def kv_bytes_per_token(model: ModelShape, kv_dtype: KvDtype) -> float:
     """KV cache of one token over all layers, each number once: what a hand-over moves."""
-    return kv_bytes_per_token_per_gpu(model, Parallelism(), kv_dtype)
+    return kv_bytes_per_token_per_gpu(model, Parallelism(), Dtypes(kv=kv_dtype))
 
 
-def state_bytes_per_seq(model: ModelShape, parallelism: Parallelism, kv_dtype: KvDtype) -> float:
+def state_bytes_per_seq(model: ModelShape, parallelism: Parallelism, dtypes: Dtypes) -> float:
     """What a sequence holds whatever its length on a GPU of the fullest stage: delta-net states and windows."""
-    return max(stage.state_bytes_per_seq for stage in stage_memories(model, parallelism, Dtypes(kv=kv_dtype)))
+    return max(stage.state_bytes_per_seq for stage in stage_memories(model, parallelism, dtypes))
 
 
 def activation_bytes(model: ModelShape, parallelism: Parallelism, limits: EngineLimits) -> float:
@@ -116,25 +93,29 @@ def activation_bytes(model: ModelShape, parallelism: Parallelism, limits: Engine
     return max(layer, limits.max_num_seqs * model.vocab_size * LOGIT_COPIES_BYTES)
 
 
-def num_kv_blocks(
+def num_kv_blocks(  # noqa: PLR0913  a memory fit has this many sides
     model: ModelShape,
     gpu: Gpu,
     parallelism: Parallelism,
-    *,
     dtypes: Dtypes,
     limits: EngineLimits,
-    policy: MemoryPolicy,
+    *,
+    memory_utilisation_frac: float,
+    reserve_bytes: float,
+    activations_in_share: bool = True,
 ) -> int | Infeasible:
     """KV blocks of `BLOCK_TOKENS` tokens per attention-dp rank, or `Infeasible` where not one is left.
 
-    States are set aside for `max_num_seqs` sequences, at most `MAX_STATE_FRAC` of the room. The violation is the
-    bytes that are missing relative to those the GPU offers.
+    `memory_utilisation_frac` of the GPU is the engine's; `reserve_bytes` of that go to context, communication buffers
+    and graphs. Activations come out of the share (vLLM, TensorRT-LLM), or, unless `activations_in_share`, out of what
+    the share leaves as far as that goes (SGLang's --mem-fraction-static). States are set aside for `max_num_seqs`
+    sequences, at most `MAX_STATE_FRAC` of the room. The violation is the missing bytes relative to those on offer.
     """
-    share_bytes = policy.utilisation_frac * gpu.memory_bytes
+    share_bytes = memory_utilisation_frac * gpu.memory_bytes
     activations = activation_bytes(model, parallelism, limits)
-    if not policy.activations_in_share:
+    if not activations_in_share:
         activations = max(0.0, activations - (gpu.memory_bytes - share_bytes))
-    offered = share_bytes - policy.reserve_bytes - activations
+    offered = share_bytes - reserve_bytes - activations
     blocks = []
     for stage in stage_memories(model, parallelism, dtypes):
         room = offered - stage.weight_bytes
@@ -143,8 +124,9 @@ def num_kv_blocks(
         missing = block_bytes + states - room
         if missing > 0:
             return _too_big(stage, gpu, offered, missing)
-        blocks.append(int((room - states) / block_bytes) if block_bytes else None)
-    return min(num for num in blocks if num is not None)
+        if block_bytes:  # a stage of delta nets alone binds nothing
+            blocks.append(int((room - states) / block_bytes))
+    return min(blocks)
 
 
 def _too_big(stage: StageMemory, gpu: Gpu, offered: float, missing: float) -> Infeasible:
