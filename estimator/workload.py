@@ -1,7 +1,7 @@
 """Traffic: how long requests are and how they arrive, drawn with common random numbers.
 
-The same seed gives the same lengths and the same gaps in units of the mean gap; a rate only scales the gaps, so that two
-strategies, or one at two rates, see the same requests.
+The same seed gives the same lengths and the same gaps in units of the mean gap; a rate only scales the gaps, so that
+two strategies, or one at two rates, see the same requests.
 """
 
 from __future__ import annotations
@@ -233,7 +233,8 @@ class Workload:
         if isinstance(self.arrivals, PoissonArrivals | GammaArrivals):  # a sum of m gamma gaps is gamma again
             cv = self.arrivals.cv if isinstance(self.arrivals, GammaArrivals) else 1.0
             return GammaArrivals(cv=cv / math.sqrt(m)).gaps(num, rng)
-        return self.arrivals.gaps(num * m, rng).reshape(num, m).mean(axis=1)
+        groups = self.arrivals.gaps(num * m, rng).reshape(num, m)
+        return np.asarray(groups.mean(axis=1), dtype=np.float64)
 
 
 def _at_least_one(name: str, value: int) -> None:
