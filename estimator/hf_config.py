@@ -67,7 +67,7 @@ def _int(config: Config, field: str) -> int:
 
 
 def _grouped(
-    text: Config, *, window_tokens: int = 0, chunked: bool = False, bias: bool = False, qk_norm: bool = False
+    text: Config, *, window_tokens: int = 0, bias: bool = False, qk_norm: bool = False
 ) -> GroupedQueryAttention:
     num_heads = _int(text, "num_attention_heads")
     has_head_dim = text.get("head_dim") is not None
@@ -76,7 +76,6 @@ def _grouped(
         num_kv_heads=_int(text, "num_key_value_heads") if "num_key_value_heads" in text else num_heads,
         head_dim=_int(text, "head_dim") if has_head_dim else _int(text, "hidden_size") // num_heads,
         window_tokens=window_tokens,
-        chunked=chunked,
         bias=bias,
         qk_norm=qk_norm,
         output_gate=bool(text.get("attn_output_gate", False)),
@@ -119,7 +118,7 @@ def _llama4(text: Config, index: int) -> Attention:
     """Each fourth layer sees all tokens, the others a chunk (`no_rope_layers`: 1 = rotary and chunked)."""
     no_rope = text.get("no_rope_layers") or [(layer + 1) % 4 != 0 for layer in range(_int(text, "num_hidden_layers"))]
     window_tokens = _int(text, "attention_chunk_size") if no_rope[index] else 0
-    return _grouped(text, window_tokens=window_tokens, chunked=bool(no_rope[index]))  # its q/k norm has no weights
+    return _grouped(text, window_tokens=window_tokens)  # its q/k norm has no weights
 
 
 def _latent(text: Config, _: int) -> Attention:

@@ -1,14 +1,14 @@
 """What fits on a GPU: weights, KV blocks, states and activations.
 
-    blocks = (share·memory − weights − activations − reserve − states) / (16 · KV bytes per token)
+    blocks = (share·memory − weights − activations − reserve − states) / (16 · KV bytes per token)      (vLLM)
 
 taken per pipeline stage; an engine gives every stage the same number of blocks, so the fewest count. Weights, KV bytes
 and states are sums over the stage's operators (`estimator.operators`).
 
 Sliding-window layers: vLLM's hybrid KV cache manager, SGLang's hybrid pool and TensorRT-LLM's window manager free the
-blocks that leave a window, so such a layer holds its window per sequence and counts as state. Chunked attention
-(Llama 4) holds the whole context: vLLM switches its hybrid manager off there (vllm/envs.py,
-VLLM_ALLOW_CHUNKED_LOCAL_ATTN_WITH_HYBRID_KV_CACHE = 0).
+blocks that leave a window, so a layer with a short one (gpt-oss: 128 tokens) holds it per sequence, as state. Long
+windows and chunks (Llama 4: 8192 tokens) count like full context: exact for sequences shorter than the window,
+cautious for longer ones.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from estimator.dtypes import ACTIVATION_BYTES, Dtypes, KvDtype
+from estimator.errors import require
 from estimator.hardware import Gpu
 from estimator.instance import BLOCK_TOKENS, EngineLimits
 from estimator.model import DenseFfn, ModelShape
@@ -35,6 +36,39 @@ from estimator.parallelism import Parallelism
 MAX_STATE_FRAC = 0.9 / 1.9  # of the memory left for caches: SGLang's --mamba-full-memory-ratio 0.9 (server_args.py)
 LOGIT_COPIES_BYTES = 10.0  # per sampled sequence and word: bf16 logits, float32 logits, float32 probabilities
 HIDDEN_COPIES = 4  # hidden states alive at a layer's widest point: input, residual, normed, output
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryPolicy:
+    """How an engine spends a GPU's memory.
+
+    `utilisation_frac` of it is the engine's; `reserve_bytes` of that go to context, communication buffers and graphs.
+    `activations_in_share`: activations come out of the share too (vLLM), or else out of what the share leaves, as far
+    as that goes (SGLang's --mem-fraction-static). `share_of_free`: the fraction is that of the memory which weights,
+    activations and reserve leave free, for KV blocks (TensorRT-LLM's free_gpu_memory_fraction).
+    """
+
+    utilisation_frac: float
+    reserve_bytes: float = 0.0
+    activations_in_share: bool = True
+    share_of_free: bool = False
+
+    def __post_init__(self) -> None:
+        require(
+            0 < self.utilisation_frac <= 1,
+            field="memory_utilisation_frac",
+            value=self.utilisation_frac,
+            rule="must be a share of the GPU's memory",
+            accepted="0 < share ≤ 1",
+        )
+
+    def offered_bytes(self, gpu: Gpu, activations_bytes: float) -> float:
+        """Bytes of one GPU for weights and caches."""
+        if self.share_of_free:
+            return gpu.memory_bytes - activations_bytes - self.reserve_bytes
+        share_bytes = self.utilisation_frac * gpu.memory_bytes
+        outside_bytes = 0.0 if self.activations_in_share else gpu.memory_bytes - share_bytes
+        return share_bytes - max(0.0, activations_bytes - outside_bytes) - self.reserve_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,32 +127,26 @@ def activation_bytes(model: ModelShape, parallelism: Parallelism, limits: Engine
     return max(layer, limits.max_num_seqs * model.vocab_size * LOGIT_COPIES_BYTES)
 
 
-def num_kv_blocks(  # noqa: PLR0913  a memory fit has this many sides
+def num_kv_blocks(
     model: ModelShape,
     gpu: Gpu,
     parallelism: Parallelism,
+    *,
     dtypes: Dtypes,
     limits: EngineLimits,
-    *,
-    memory_utilisation_frac: float,
-    reserve_bytes: float,
-    activations_in_share: bool = True,
+    policy: MemoryPolicy,
 ) -> int | Infeasible:
     """KV blocks of `BLOCK_TOKENS` tokens per attention-dp rank, or `Infeasible` where not one is left.
 
-    `memory_utilisation_frac` of the GPU is the engine's; `reserve_bytes` of that go to context, communication buffers
-    and graphs. Activations come out of the share (vLLM, TensorRT-LLM), or, unless `activations_in_share`, out of what
-    the share leaves as far as that goes (SGLang's --mem-fraction-static). States are set aside for `max_num_seqs`
-    sequences, at most `MAX_STATE_FRAC` of the room. The violation is the missing bytes relative to those on offer.
+    States are set aside for `max_num_seqs` sequences, at most `MAX_STATE_FRAC` of the room. The violation is the
+    missing bytes relative to those that the engine has for weights and caches.
     """
-    share_bytes = memory_utilisation_frac * gpu.memory_bytes
-    activations = activation_bytes(model, parallelism, limits)
-    if not activations_in_share:
-        activations = max(0.0, activations - (gpu.memory_bytes - share_bytes))
-    offered = share_bytes - reserve_bytes - activations
+    offered = policy.offered_bytes(gpu, activation_bytes(model, parallelism, limits))
     blocks = []
     for stage in stage_memories(model, parallelism, dtypes):
         room = offered - stage.weight_bytes
+        if policy.share_of_free:
+            room *= policy.utilisation_frac
         states = min(limits.max_num_seqs * stage.state_bytes_per_seq, MAX_STATE_FRAC * max(room, 0.0))
         block_bytes = BLOCK_TOKENS * stage.kv_bytes_per_token
         missing = block_bytes + states - room

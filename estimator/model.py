@@ -17,15 +17,15 @@ from estimator.errors import require
 class GroupedQueryAttention:
     """Softmax attention whose query heads share key/value heads (Ainslie et al. 2023, arXiv 2305.13245).
 
-    `window_tokens` 0: every token sees all before it; else the last `window_tokens`, or (`chunked`) those since the
-    last multiple of `window_tokens`. `output_gate`: a second query-sized projection gates the output.
+    `window_tokens` 0: every token sees all before it; else at most the last `window_tokens` (attention in chunks of
+    that size sees up to its chunk's start, half as much on average in long contexts, and is counted as a window).
+    `output_gate`: a second query-sized projection gates the output.
     """
 
     num_heads: int
     num_kv_heads: int
     head_dim: int
     window_tokens: int = 0
-    chunked: bool = False
     bias: bool = False
     qk_norm: bool = False
     output_gate: bool = False

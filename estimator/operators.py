@@ -91,7 +91,7 @@ class _Layout:
     def attention_dtype(self, attention: Attention) -> WeightDtype:
         """Format of attention weights; NVFP4 checkpoints of latent-attention models keep them in bf16.
 
-        (nvidia/DeepSeek-R1-FP4 and successors, hf_quant_config.json excludes self_attn, 2025-02.)
+        (nvidia/DeepSeek-R1-FP4 and amd/DeepSeek-R1-0528-MXFP4; NVIDIA/Model-Optimizer issue 150, 2025-03.)
         """
         if isinstance(attention, LatentAttention) and self.dtypes.weight == "fp4":
             return "bf16"
@@ -242,7 +242,6 @@ def _grouped_operators(layout: _Layout, attention: GroupedQueryAttention) -> lis
             head_dim=d,
             kv_dtype=kv_dtype,
             window_tokens=attention.window_tokens,
-            window_kept=attention.chunked,
         ),
         Gemm(name="attention_out", n=h, k=queries, dtype=dtype),
     ]

@@ -23,6 +23,9 @@ from estimator.dtypes import ACTIVATION_BYTES, KV_BYTES, STATE_BYTES, WEIGHT_BYT
 
 Amount = TypeVar("Amount", float, NDArray[np.float64])
 INDEX_KEY_BYTES = 128 + 4  # sparse attention's index key: 128 fp8 numbers and a float32 scale (vLLM, DeepSeek-V3.2)
+SHORT_WINDOW_TOKENS = (
+    2048  # a window up to here is full in most sequences and counts per sequence, a longer one per token
+)
 SPARSE_FP8_SCALE_BYTES = 4 * 4 + 64  # fp8 latent cache: float32 scale per 128 numbers, and 64 rope numbers kept bf16
 
 
@@ -106,7 +109,6 @@ class GroupedAttention:
     head_dim: int
     kv_dtype: KvDtype
     window_tokens: int = 0
-    window_kept: bool = False
     count: float = 1.0
 
     def flop(self, pairs: Amount) -> Amount:
@@ -120,12 +122,16 @@ class GroupedAttention:
     @property
     def kv_bytes_per_token(self) -> float:
         """That a token holds as long as its sequence lives; 0 where the cache forgets what leaves the window."""
-        return 0.0 if self.window_tokens and not self.window_kept else self.bytes(1.0)
+        return 0.0 if self._forgets else self.bytes(1.0)
 
     @property
     def state_bytes_per_seq(self) -> float:
         """That a sequence holds whatever its length: its window, where the cache forgets the rest."""
-        return self.bytes(float(self.window_tokens)) if self.window_tokens and not self.window_kept else 0.0
+        return self.bytes(float(self.window_tokens)) if self._forgets else 0.0
+
+    @property
+    def _forgets(self) -> bool:
+        return 0 < self.window_tokens <= SHORT_WINDOW_TOKENS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
