@@ -26,6 +26,7 @@ from dataclasses import dataclass, fields
 
 from estimator.errors import require
 from estimator.instance import EngineLimits
+from estimator.memory import MemoryPolicy
 from estimator.system import CollocatedPolicy
 
 COST_BOUNDS: Mapping[str, tuple[float, float]] = {
@@ -82,29 +83,21 @@ class EngineCosts:
 class Engine:
     """One serving engine at one version.
 
-    `limits`: its defaults. `memory_utilisation_frac` of the GPU's memory less `reserve_bytes` (context, workspace,
-    CUDA graphs, activations) holds weights and KV blocks. `costs` per GPU architecture, `""` for any other.
+    `limits` and `memory`: its defaults. `power_law_routing`: expert load under expert parallelism follows a power law.
+    `costs` per GPU architecture, `""` for any other.
     """
 
     name: str
     version: str
     policy: CollocatedPolicy
     limits: EngineLimits
-    memory_utilisation_frac: float
-    reserve_bytes: float
+    memory: MemoryPolicy
     power_law_routing: bool
     costs: Mapping[str, EngineCosts]
     source: str
     date: str
 
     def __post_init__(self) -> None:
-        require(
-            0 < self.memory_utilisation_frac <= 1,
-            field=f"engine {self.name}.memory_utilisation_frac",
-            value=self.memory_utilisation_frac,
-            rule="must be a share of the GPU's memory",
-            accepted="0 < share ≤ 1",
-        )
         for name in ("source", "date"):
             value = getattr(self, name)
             require(bool(value), field=f"engine {self.name}.{name}", value=value, rule="must be given", accepted="text")

@@ -11,6 +11,7 @@ from typing import Any
 from estimator.engine import Engine, EngineCosts
 from estimator.errors import require
 from estimator.instance import EngineLimits
+from estimator.memory import MemoryPolicy
 
 _FOLDER = files("estimator.catalogue")
 
@@ -47,8 +48,12 @@ def load_engine(name: str) -> Engine:
         version=card["version"],
         policy=card["policy"],
         limits=EngineLimits(max_num_batched_tokens=card["max_num_batched_tokens"], max_num_seqs=card["max_num_seqs"]),
-        memory_utilisation_frac=card["memory_utilisation_frac"],
-        reserve_bytes=card["reserve_bytes"],
+        memory=MemoryPolicy(
+            utilisation_frac=card["memory_utilisation_frac"],
+            reserve_bytes=card["reserve_bytes"],
+            activations_in_share=card["activations_in_share"],
+            share_of_free=card["share_of_free"],
+        ),
         power_law_routing=card["power_law_routing"],
         costs={"": EngineCosts(), **costs},
         source=card["source"],

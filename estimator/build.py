@@ -1,0 +1,128 @@
+"""A layout made concrete: kernel times of its slowest stage and the engine's host costs as the tables of `StepCost`.
+
+With factors k and fixed costs of `EngineCosts`, for n sequences (q tokens each) and T tokens of a mixed step:
+
+    D[n] = Σ k·body(q n) + Σ k·head(q n) + k_dec·launch(n) + l·layers + h + h_seq·n
+    M[T] = k_prefill·(Σ k·body(T) + k_pre·(launch + s·T)) + l_p·layers + h_p
+    H[n] = Σ k·head(n) + h_seq·n
+    b[n] = k_dec·read(n)        c = k_prefill·k_pre·pair
+
+Kernels are timed on `token_grid` and the tables are straight lines between its points.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from estimator.catalogue.timing import load_timing
+from estimator.dtypes import Dtypes, KvDtype, WeightDtype
+from estimator.engine import Engine, EngineCosts
+from estimator.errors import BestServeError
+from estimator.hardware import Gpu
+from estimator.instance import EngineLimits, Instance
+from estimator.iteration import StepCost
+from estimator.memory import kv_bytes_per_token, num_kv_blocks
+from estimator.model import ModelShape
+from estimator.operators import stage_operators
+from estimator.outcome import Infeasible
+from estimator.parallelism import Parallelism
+from estimator.stage import Kind, StepKernels, step_kernels, token_grid
+from estimator.timing import OperatorTiming
+
+FloatArray = NDArray[np.float64]
+
+
+def step_cost(kernels: StepKernels, costs: EngineCosts, limits: EngineLimits, *, tokens_per_seq: int = 1) -> StepCost:
+    """The tables of one instance, indexed by sequences and by tokens; formulas in the module's docstring."""
+    grid, q = kernels.tokens, tokens_per_seq
+    seqs = np.arange(limits.max_num_seqs + 1, dtype=np.float64)
+    tokens = np.arange(max(limits.max_num_batched_tokens, q * limits.max_num_seqs) + 1, dtype=np.float64)
+    body = _scaled(kernels.body_s, costs, grid)
+    head = np.interp(q * seqs, grid, _scaled(kernels.head_s, costs, grid)) + costs.host_s_per_seq * seqs
+    fixed = costs.layer_s * kernels.num_layers + costs.host_s
+    launch = np.interp(seqs, grid, costs.decode_attention_factor * kernels.decode_launch_s)
+    k_attention = costs.prefill_attention_factor * costs.prefill_factor
+    mixed = costs.prefill_factor * body + k_attention * (kernels.prefill_launch_s + kernels.prefill_s_per_token * grid)
+    mixed += costs.prefill_layer_s * kernels.num_layers + costs.prefill_host_s
+    return StepCost(
+        decode_s=np.interp(q * seqs, grid, body) + head + launch + fixed,
+        mixed_s=np.interp(tokens, grid, mixed),
+        head_s=head,
+        kv_read_s_per_token=np.interp(seqs, grid, costs.decode_attention_factor * kernels.read_s_per_token),
+        window_read_s_per_token=np.interp(seqs, grid, costs.decode_attention_factor * kernels.window_read_s_per_token),
+        window_tokens=kernels.window_tokens,
+        attention_s_per_pair=k_attention * kernels.pair_s,
+        window_attention_s_per_pair=k_attention * kernels.window_pair_s,
+        decode_tokens_per_seq=q,
+    )
+
+
+def _scaled(parts: dict[Kind, FloatArray], costs: EngineCosts, grid: FloatArray) -> FloatArray:
+    factors = {
+        "gemm": costs.gemm_factor,
+        "moe": costs.moe_factor,
+        "link": costs.link_factor,
+        "elementwise": costs.elementwise_factor,
+    }
+    total = np.zeros_like(grid)
+    for kind, seconds in parts.items():
+        total += factors[kind] * seconds
+    return total
+
+
+def layout_kernels(
+    model: ModelShape,
+    gpu: Gpu,
+    engine: Engine,
+    parallelism: Parallelism,
+    dtypes: Dtypes,
+    most_tokens: int,
+) -> StepKernels:
+    """Kernels of the slowest stage up to `most_tokens` a step; `BestServeError` where the model does not divide."""
+    return step_kernels(
+        stage_operators(model, parallelism, dtypes.weight, dtypes.kv),
+        load_timing(gpu, engine.name),
+        token_grid(most_tokens),
+        num_layers=model.num_layers / parallelism.pp,
+        power_law=engine.power_law_routing,
+    )
+
+
+def build_instance(  # noqa: PLR0913  a layout has this many sides
+    *,
+    model: ModelShape,
+    gpu: Gpu,
+    engine: Engine,
+    parallelism: Parallelism,
+    limits: EngineLimits,
+    weight_dtype: WeightDtype,
+    kv_dtype: KvDtype,
+) -> Instance | Infeasible:
+    """The replica made concrete, or why it cannot exist: the model does not divide that way, or does not fit."""
+    dtypes = Dtypes(weight=weight_dtype, kv=kv_dtype)
+    most_tokens = max(limits.max_num_batched_tokens, limits.max_num_seqs)
+    try:
+        kernels = layout_kernels(model, gpu, engine, parallelism, dtypes, most_tokens)
+    except BestServeError as error:
+        return Infeasible(rule="divides", reason=str(error))
+    num_blocks = num_kv_blocks(model, gpu, parallelism, dtypes=dtypes, limits=limits, policy=engine.memory)
+    if isinstance(num_blocks, Infeasible):
+        return num_blocks
+    costs = engine.costs_on(gpu.architecture)
+    return Instance(
+        cost=step_cost(kernels, costs, limits),
+        limits=limits,
+        parallelism=parallelism,
+        gpu=gpu.name,
+        num_kv_blocks=num_blocks,
+        kv_bytes_per_token=kv_bytes_per_token(model, kv_dtype),
+        request_overhead_s=costs.request_overhead_s,
+        stage_transfer_s=float(kernels.transfer_s[0]),
+        tier=_worst_tier(load_timing(gpu, engine.name)),
+    )
+
+
+def _worst_tier(timing: OperatorTiming) -> str:
+    tiers = {timing.tier(kind) for kind in ("gemm", "context_attention", "generation_attention")}
+    return next(tier for tier in ("data_sheet", "borrowed", "fitted") if tier in tiers)

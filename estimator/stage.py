@@ -1,0 +1,273 @@
+"""Kernel times of one pipeline stage on one attention-dp rank, on a grid of token counts.
+
+| symbol | name | shape, unit |
+|---|---|---|
+| T | `tokens` | (num_points,): token counts of a step, per attention-dp rank |
+| body | `StepKernels.body_s[kind]` | (num_points,) s: kernels whose time depends on the step's tokens alone |
+| head | `.head_s[kind]` | (num_points,) s: output head of that many sampled sequences |
+| launch, read | `.decode_launch_s`, `.read_s_per_token` | (num_points,): decode attention of that many sequences |
+| pair | `.pair_s` | s per (new, seen) pair of prefill attention |
+
+The grid is dense where tiles make steps (up to 256) and geometric above.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from estimator.attention import DecodeLine, PrefillLine
+from estimator.operators import (
+    AllGather,
+    AllReduce,
+    AllToAll,
+    AttentionOperator,
+    DeltaNetOp,
+    Elementwise,
+    ExpertFfn,
+    Gemm,
+    GroupedAttention,
+    LatentAttentionOp,
+    Operator,
+    SparseAttentionOp,
+    StageTransfer,
+)
+from estimator.timing import OperatorTiming
+
+FloatArray = NDArray[np.float64]
+Kind = Literal["gemm", "moe", "link", "elementwise", "attention"]
+TokenOperator = Gemm | ExpertFfn | Elementwise | AllReduce | AllGather | AllToAll | StageTransfer
+
+
+@lru_cache(maxsize=64)
+def token_grid(most: int) -> FloatArray:
+    """Token counts from 1 to `most` at which kernels are timed, (num_points,)."""
+    dense = np.concatenate((np.arange(1, 17), np.arange(20, 65, 4), np.arange(72, 257, 8)))
+    sparse = np.round(np.geomspace(288, max(most, 289), 60) / 32) * 32
+    grid = np.unique(np.concatenate((dense, sparse, [most])))
+    return np.asarray(grid[grid <= most], dtype=np.float64)
+
+
+def kind_of(operator: Operator) -> Kind:
+    """The kind whose factor of `EngineCosts` scales the operator."""
+    match operator:
+        case Gemm():
+            return "gemm"
+        case ExpertFfn():
+            return "moe"
+        case AllReduce() | AllGather() | AllToAll() | StageTransfer():
+            return "link"
+        case Elementwise():
+            return "elementwise"
+        case _:
+            return "attention"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttentionLines:
+    """One operator that reads the cache or a state: decode over the grid, prefill as a line; window 0 = full."""
+
+    decode: DecodeLine
+    prefill: PrefillLine
+    window_tokens: int = 0
+
+
+@dataclass(slots=True, kw_only=True)
+class StepKernels:
+    """Kernel seconds of one stage and rank on the token grid; symbols in the module's docstring.
+
+    `window_*` belong to windowed and top-k layers, which read at most `window_tokens` tokens a sequence.
+    `prefill_launch_s` once a mixed step, `prefill_s_per_token` per new token.
+    """
+
+    tokens: FloatArray
+    num_layers: float
+    body_s: dict[Kind, FloatArray] = field(default_factory=dict)
+    head_s: dict[Kind, FloatArray] = field(default_factory=dict)
+    decode_launch_s: FloatArray
+    read_s_per_token: FloatArray
+    window_read_s_per_token: FloatArray
+    window_tokens: int = 0
+    prefill_launch_s: float = 0.0
+    prefill_s_per_token: float = 0.0
+    pair_s: float = 0.0
+    window_pair_s: float = 0.0
+    transfer_s: FloatArray
+
+    def add_lines(self, lines: AttentionLines, count: float) -> None:
+        """Add `count` runs of an attention operator."""
+        decode, prefill = lines.decode, lines.prefill
+        self.decode_launch_s = self.decode_launch_s + count * decode.launch_s
+        self.prefill_launch_s += count * prefill.launch_s
+        self.prefill_s_per_token += count * prefill.s_per_token
+        if lines.window_tokens:
+            self.window_tokens = max(self.window_tokens, lines.window_tokens)
+            self.window_read_s_per_token = self.window_read_s_per_token + count * decode.s_per_cached_token
+            self.window_pair_s += count * prefill.s_per_pair
+        else:
+            self.read_s_per_token = self.read_s_per_token + count * decode.s_per_cached_token
+            self.pair_s += count * prefill.s_per_pair
+
+
+def step_kernels(
+    operators: Iterable[Operator], timing: OperatorTiming, tokens: FloatArray, *, num_layers: float, power_law: bool
+) -> StepKernels:
+    """Time every operator on the grid and add equal kinds up."""
+    zeros = np.zeros_like(tokens)
+    kernels = StepKernels(
+        tokens=tokens,
+        num_layers=num_layers,
+        decode_launch_s=zeros,
+        read_s_per_token=zeros,
+        window_read_s_per_token=zeros,
+        transfer_s=zeros,
+    )
+    for operator in operators:
+        match operator:
+            case GroupedAttention() | LatentAttentionOp() | SparseAttentionOp() | DeltaNetOp():
+                for lines in attention_lines(operator, timing, tokens):
+                    kernels.add_lines(lines, operator.count)
+            case StageTransfer():
+                kernels.transfer_s = kernels.transfer_s + operator.count * token_s(operator, timing, tokens)
+            case _:
+                part = kernels.head_s if is_head(operator) else kernels.body_s
+                seconds = operator.count * token_s(operator, timing, tokens, power_law=power_law)
+                kind = kind_of(operator)
+                part[kind] = part.get(kind, zeros) + seconds
+    return kernels
+
+
+def is_head(operator: Operator) -> bool:
+    """Whether the operator runs on sampled sequences instead of tokens."""
+    return isinstance(operator, Gemm | Elementwise | AllGather) and operator.role == "head"
+
+
+def token_s(
+    operator: TokenOperator, timing: OperatorTiming, tokens: FloatArray, *, power_law: bool = False
+) -> FloatArray:
+    """Seconds per call of an operator whose time depends on the rank's tokens alone, (num_points,)."""
+    match operator:
+        case Gemm():
+            return timing.gemm_s(tokens, n=operator.n, k=operator.k, dtype=operator.dtype)
+        case ExpertFfn():
+            return timing.moe_s(
+                tokens * operator.ranks,
+                hidden=operator.hidden,
+                intermediate=operator.intermediate,
+                num_experts=operator.num_experts,
+                experts_per_gpu=operator.experts_per_gpu,
+                top_k=operator.top_k,
+                dtype=operator.dtype,
+                power_law=power_law and operator.ep > 1,
+            )
+        case Elementwise():
+            return timing.elementwise_s(operator.bytes(tokens))
+        case AllReduce():
+            return timing.all_reduce_s(operator.bytes(tokens), operator.num_gpus)
+        case AllGather():
+            return timing.all_gather_s(operator.num_gpus * operator.bytes(tokens), operator.num_gpus)
+        case AllToAll():
+            return timing.all_to_all_s(operator.bytes(tokens), operator.num_gpus)
+        case StageTransfer():
+            return timing.point_to_point_s(operator.bytes(tokens), across_nodes=False)
+
+
+def attention_lines(operator: AttentionOperator, timing: OperatorTiming, tokens: FloatArray) -> list[AttentionLines]:
+    """Decode and prefill lines of an operator; sparse attention has two, choosing (full) and reading (top-k)."""
+    match operator:
+        case GroupedAttention():
+            return [_grouped_lines(operator, timing, tokens)]
+        case LatentAttentionOp():
+            return [_latent_lines(operator, timing, tokens)]
+        case SparseAttentionOp():
+            return _sparse_lines(operator, timing, tokens)
+        case DeltaNetOp():
+            return [_delta_lines(operator, timing, tokens)]
+
+
+def _grouped_lines(op: GroupedAttention, timing: OperatorTiming, tokens: FloatArray) -> AttentionLines:
+    decode = timing.generation_attention(
+        tokens,
+        num_heads=op.num_heads,
+        num_kv_heads=op.num_kv_heads,
+        head_dim=op.head_dim,
+        window_tokens=op.window_tokens,
+        kv_dtype=op.kv_dtype,
+    )
+    prefill = timing.context_attention(
+        num_heads=op.num_heads,
+        num_kv_heads=op.num_kv_heads,
+        head_dim=op.head_dim,
+        window_tokens=op.window_tokens,
+        kv_dtype=op.kv_dtype,
+    )
+    return AttentionLines(decode=decode, prefill=prefill, window_tokens=op.window_tokens)
+
+
+def _latent_lines(op: LatentAttentionOp, timing: OperatorTiming, tokens: FloatArray) -> AttentionLines:
+    decode = timing.latent_generation_attention(
+        tokens,
+        num_heads=op.num_heads,
+        kv_lora_rank=op.kv_lora_rank,
+        qk_nope_dim=op.qk_nope_dim,
+        qk_rope_dim=op.qk_rope_dim,
+        v_dim=op.v_dim,
+        kv_dtype=op.kv_dtype,
+    )
+    prefill = timing.latent_context_attention(
+        num_heads=op.num_heads,
+        kv_lora_rank=op.kv_lora_rank,
+        qk_nope_dim=op.qk_nope_dim,
+        qk_rope_dim=op.qk_rope_dim,
+        v_dim=op.v_dim,
+        kv_dtype=op.kv_dtype,
+    )
+    return AttentionLines(decode=decode, prefill=prefill)
+
+
+def _sparse_lines(op: SparseAttentionOp, timing: OperatorTiming, tokens: FloatArray) -> list[AttentionLines]:
+    index_decode = timing.index_generation(tokens, index_heads=op.index_heads, index_head_dim=op.index_head_dim)
+    index_prefill = timing.index_context(index_heads=op.index_heads, index_head_dim=op.index_head_dim)
+    decode = timing.sparse_generation_attention(
+        tokens,
+        num_heads=op.num_heads,
+        kv_lora_rank=op.kv_lora_rank,
+        qk_rope_dim=op.qk_rope_dim,
+        index_topk=op.index_topk,
+        kv_dtype=op.kv_dtype,
+    )
+    prefill = timing.sparse_context_attention(
+        num_heads=op.num_heads,
+        kv_lora_rank=op.kv_lora_rank,
+        qk_rope_dim=op.qk_rope_dim,
+        index_topk=op.index_topk,
+        kv_dtype=op.kv_dtype,
+    )
+    return [
+        AttentionLines(decode=index_decode, prefill=index_prefill),
+        AttentionLines(decode=decode, prefill=prefill, window_tokens=op.index_topk),
+    ]
+
+
+def _delta_lines(op: DeltaNetOp, timing: OperatorTiming, tokens: FloatArray) -> AttentionLines:
+    decode = timing.delta_net_generation(
+        tokens,
+        num_key_heads=op.num_key_heads,
+        num_value_heads=op.num_value_heads,
+        key_dim=op.key_dim,
+        value_dim=op.value_dim,
+        conv_kernel=op.conv_kernel,
+    )
+    prefill = timing.delta_net_context(
+        num_key_heads=op.num_key_heads,
+        num_value_heads=op.num_value_heads,
+        key_dim=op.key_dim,
+        value_dim=op.value_dim,
+        conv_kernel=op.conv_kernel,
+    )
+    return AttentionLines(decode=decode, prefill=prefill)
