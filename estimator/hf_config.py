@@ -33,7 +33,7 @@ def parse_hf_config(config: Config, name: str) -> ModelShape:
     A multimodal config is read through its `text_config`.
     """
     text = {**config, **config.get("text_config", {})}
-    attention, ffn = _family(text)
+    attention, ffn = _family(text, config)
     layers = [(attention(text, index), ffn(text, index)) for index in range(_int(text, "num_hidden_layers"))]
     return ModelShape(
         name=name,
@@ -49,13 +49,12 @@ def parse_hf_config(config: Config, name: str) -> ModelShape:
     )
 
 
-def _family(text: Config) -> tuple[LayerAttention, LayerFfn]:
+def _family(text: Config, config: Config) -> tuple[LayerAttention, LayerFfn]:
     model_type = str(text.get("model_type"))
     if model_type in _FAMILIES:
         return _FAMILIES[model_type]
-    field = "config.json model_type, architectures"
-    value = f"{model_type}, {text.get('architectures')}"
-    raise BestServeError(field, value, "is no known architecture", ", ".join(sorted(_FAMILIES)))
+    rule = f"(architectures: {config.get('architectures')}) is no known architecture"
+    raise BestServeError("config.json model_type", model_type, rule, ", ".join(sorted(_FAMILIES)))
 
 
 def _int(config: Config, field: str) -> int:

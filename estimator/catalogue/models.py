@@ -18,8 +18,8 @@ _FOLDER = files("estimator.catalogue").joinpath("models")
 @lru_cache(maxsize=1)
 def _card_files() -> dict[str, str]:
     """File name of every card by the model's full id, sorted."""
-    names = sorted(entry.name for entry in _FOLDER.iterdir() if entry.name.endswith(".json"))
-    return {name.removesuffix(".json").replace("--", "/", 1): name for name in names}
+    names = [entry.name for entry in _FOLDER.iterdir() if entry.name.endswith(".json")]
+    return dict(sorted((name.removesuffix(".json").replace("--", "/", 1), name) for name in names))
 
 
 def model_ids() -> list[str]:
