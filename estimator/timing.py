@@ -1,42 +1,75 @@
-"""Seconds per call of every operator on one GPU type under one engine."""
+"""Seconds per call of every operator on one GPU type under one engine.
+
+| tier | the curve was fitted on |
+|---|---|
+| `fitted` | this GPU under this engine (collectives of NCCL count for every engine) |
+| `borrowed` | another engine, a sister number format, or another GPU of the architecture, scaled by its data sheet |
+| `data_sheet` | nothing: the data sheet and customary efficiencies |
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from estimator.collectives import LinkCurve
+from estimator.attention import DecodeCurve, DecodeLine, PrefillCurve, PrefillLine
+from estimator.collectives import CollectiveKind, LinkCurve, link_bytes_per_s, network_seconds
 from estimator.hardware import Gpu
-from estimator.roofline import COMPUTE_DTYPE, KV_BYTES, WEIGHT_BYTES, DecodeLine, FloatArray, GemmCurve, PrefillLine
+from estimator.roofline import (
+    ElementwiseCurve,
+    ExpertCurve,
+    ExpertLayer,
+    FloatArray,
+    GemmCurve,
+)
+from estimator.shapes import delta_net_bytes_per_seq, delta_net_bytes_per_token, grouped_heads, latent_heads
 
 Tier = Literal["fitted", "borrowed", "data_sheet"]
+TIERS: tuple[Tier, ...] = ("fitted", "borrowed", "data_sheet")  # best first
+KV_BYTES: Mapping[str, float] = {"bf16": 2.0, "fp8": 1.0}
+Curve = TypeVar("Curve")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FittedCurve:
+    """A curve, what it rests on, and the median absolute relative error of its fit."""
+
+    curve: Any
+    tier: Tier
+    median_error_frac: float
+    origin: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class OperatorTiming:
-    """Operator times; every method returns seconds per call."""
+    """Operator times; methods return seconds per call. `curves` by (kind, dtype); collectives by (kind, GPUs)."""
 
     gpu: Gpu
     engine: str
+    curves: Mapping[tuple[str, str], FittedCurve] = field(default_factory=dict)
 
     def tier(self, kind: str, dtype: str = "") -> Tier:
-        """What `kind` (a method's name without `_s`) rests on; the worst dtype's where none is given."""
-        return "data_sheet"
+        """What `kind` rests on: a method's name without `_s`; its best dtype's where none is given."""
+        found = {fitted.tier for (k, d), fitted in self.curves.items() if k == kind and dtype in ("", d)}
+        return min(found, key=TIERS.index, default="data_sheet")
 
     def residual_frac(self, kind: str, dtype: str = "") -> float | None:
-        """Median absolute relative error of the fit behind `kind`; None without a fit."""
-        return None
+        """Median absolute relative error of the fit behind `kind` (median over its dtypes); None without a fit."""
+        found = [f.median_error_frac for (k, d), f in self.curves.items() if k == kind and dtype in ("", d)]
+        return float(np.median(found)) if found else None
 
     def gemm_s(self, m: ArrayLike, *, n: float, k: float, dtype: str) -> FloatArray:
         """C[m,n] = A[m,k]·B[k,n] with weights of `dtype` (bf16, fp8, fp8_block, fp4, mxfp4, int4)."""
-        return GemmCurve().seconds(self.gpu, np.asarray(m, dtype=np.float64), n, k, dtype)
+        shape = (_array(n), _array(k))
+        return self._curve("gemm", dtype, GemmCurve).seconds(self.gpu, _array(m), *shape, dtype)
 
     def elementwise_s(self, num_bytes: ArrayLike) -> FloatArray:
         """A memory-bound kernel that reads and writes `num_bytes`."""
-        return np.asarray(2e-6 + np.asarray(num_bytes, dtype=np.float64) / (0.8 * self.gpu.bandwidth_bytes_per_s))
+        return ElementwiseCurve().seconds(self.gpu, _array(num_bytes))
 
     def moe_s(  # noqa: PLR0913  the shape of an expert layer has this many sides
         self,
@@ -51,22 +84,23 @@ class OperatorTiming:
         power_law: bool,
     ) -> FloatArray:
         """Fused gated expert layer on one GPU; `tokens` are routed over all ranks, `intermediate` is per GPU."""
-        t = np.asarray(tokens, dtype=np.float64)
-        share = experts_per_gpu / num_experts
-        routed = t * top_k * share * (1.3 if power_law else 1.0)
-        touched = experts_per_gpu * -np.expm1(t * np.log1p(-min(top_k / num_experts, 1 - 1e-9)))
-        weights = 3.0 * hidden * intermediate
-        flop_s = 2.0 * routed * weights / (0.6 * self.gpu.peak_flop_per_s(COMPUTE_DTYPE[dtype]))
-        num_bytes = touched * weights * WEIGHT_BYTES[dtype] + 4.0 * routed * (hidden + intermediate)
-        return np.asarray(8e-6 + np.maximum(flop_s, num_bytes / (0.7 * self.gpu.bandwidth_bytes_per_s)))
+        layer = ExpertLayer(
+            hidden=hidden,
+            intermediate=intermediate,
+            num_experts=num_experts,
+            experts_per_gpu=experts_per_gpu,
+            top_k=top_k,
+        )
+        curve = self._curve("moe_power_law" if power_law else "moe", dtype, ExpertCurve)
+        return curve.seconds(self.gpu, _array(tokens), layer, dtype)
 
     def context_attention(
         self, *, num_heads: int, num_kv_heads: int, head_dim: int, window_tokens: int = 0, kv_dtype: str
     ) -> PrefillLine:
         """Prefill attention with heads per GPU; pairs count seen tokens within the window."""
-        per_pair = 4.0 * num_heads * head_dim / (0.5 * self.gpu.peak_flop_per_s("bf16"))
-        per_token = 4.0 * (num_heads + num_kv_heads) * head_dim / (0.7 * self.gpu.bandwidth_bytes_per_s)
-        return PrefillLine(launch_s=5e-6, s_per_pair=per_pair, s_per_token=per_token + 64 * per_pair)
+        kind = "context_attention_windowed" if window_tokens else "context_attention"
+        heads = grouped_heads(num_heads, num_kv_heads, head_dim, KV_BYTES[kv_dtype])
+        return self._curve(kind, kv_dtype, PrefillCurve).line(self.gpu, heads)
 
     def generation_attention(
         self,
@@ -79,18 +113,17 @@ class OperatorTiming:
         kv_dtype: str,
     ) -> DecodeLine:
         """Decode attention with heads per GPU; cached tokens count within the window."""
-        n = np.asarray(num_seqs, dtype=np.float64)
-        per_token = 2.0 * num_kv_heads * head_dim * KV_BYTES[kv_dtype] / (0.7 * self.gpu.bandwidth_bytes_per_s)
-        per_seq = 4.0 * num_heads * head_dim / (0.7 * self.gpu.bandwidth_bytes_per_s)
-        return DecodeLine(launch_s=4e-6 + per_seq * n, s_per_cached_token=np.full_like(n, per_token))
+        kind = "generation_attention_windowed" if window_tokens else "generation_attention"
+        heads = grouped_heads(num_heads, num_kv_heads, head_dim, KV_BYTES[kv_dtype])
+        return self._curve(kind, kv_dtype, DecodeCurve).line(self.gpu, _array(num_seqs), heads)
 
     def latent_context_attention(
         self, *, num_heads: int, kv_lora_rank: int, qk_nope_dim: int, qk_rope_dim: int, v_dim: int, kv_dtype: str
     ) -> PrefillLine:
-        """MLA prefill in its expanded form (keys of nope + rope, values of v); projections are gemms of their own."""
-        dims = qk_nope_dim + qk_rope_dim + v_dim
-        per_pair = 2.0 * num_heads * dims / (0.5 * self.gpu.peak_flop_per_s("bf16"))
-        return PrefillLine(launch_s=5e-6, s_per_pair=per_pair, s_per_token=64 * per_pair)
+        """MLA prefill in its expanded form; projections are gemms of their own."""
+        dims = (float(kv_lora_rank), float(qk_nope_dim), float(qk_rope_dim), float(v_dim))
+        heads = latent_heads(num_heads, dims, KV_BYTES[kv_dtype], expanded=True)
+        return self._curve("latent_context_attention", kv_dtype, PrefillCurve).line(self.gpu, heads)
 
     def latent_generation_attention(  # noqa: PLR0913  the shape of latent attention
         self,
@@ -104,20 +137,18 @@ class OperatorTiming:
         kv_dtype: str,
     ) -> DecodeLine:
         """MLA decode in its absorbed form: all heads read one latent vector of rank + rope per cached token."""
-        n = np.asarray(num_seqs, dtype=np.float64)
-        latent = kv_lora_rank + qk_rope_dim
-        flop = 2.0 * num_heads * (latent + kv_lora_rank)
-        read_s = latent * KV_BYTES[kv_dtype] / (0.7 * self.gpu.bandwidth_bytes_per_s)
-        per_token = max(read_s, flop / (0.5 * self.gpu.peak_flop_per_s("bf16")))
-        return DecodeLine(launch_s=np.full_like(n, 6e-6), s_per_cached_token=np.full_like(n, per_token))
+        dims = (float(kv_lora_rank), float(qk_nope_dim), float(qk_rope_dim), float(v_dim))
+        heads = latent_heads(num_heads, dims, KV_BYTES[kv_dtype], expanded=False)
+        curve = self._curve("latent_generation_attention", kv_dtype, DecodeCurve)
+        return curve.line(self.gpu, _array(num_seqs), heads)
 
     def sparse_context_attention(
         self, *, num_heads: int, kv_lora_rank: int, qk_rope_dim: int, index_topk: int, kv_dtype: str
     ) -> PrefillLine:
-        """Sparse MLA over the chosen tokens: pairs count min(seen, index_topk)."""
-        flop = 2.0 * num_heads * (2 * kv_lora_rank + qk_rope_dim)
-        per_pair = flop / (0.4 * self.gpu.peak_flop_per_s("bf16"))
-        return PrefillLine(launch_s=5e-6, s_per_pair=per_pair, s_per_token=0.0)
+        """Sparse MLA, absorbed, over the chosen tokens: pairs count min(seen, index_topk)."""
+        dims = (float(kv_lora_rank), 0.0, float(qk_rope_dim), 0.0)
+        heads = latent_heads(num_heads, dims, KV_BYTES[kv_dtype], expanded=False)
+        return self._curve("sparse_context_attention", kv_dtype, PrefillCurve).line(self.gpu, heads)
 
     def sparse_generation_attention(
         self,
@@ -130,15 +161,10 @@ class OperatorTiming:
         kv_dtype: str,
     ) -> DecodeLine:
         """Sparse MLA decode: cached tokens count min(cached, index_topk) per sequence."""
-        return self.latent_generation_attention(
-            num_seqs,
-            num_heads=num_heads,
-            kv_lora_rank=kv_lora_rank,
-            qk_nope_dim=0,
-            qk_rope_dim=qk_rope_dim,
-            v_dim=0,
-            kv_dtype=kv_dtype,
-        )
+        dims = (float(kv_lora_rank), 0.0, float(qk_rope_dim), 0.0)
+        heads = latent_heads(num_heads, dims, KV_BYTES[kv_dtype], expanded=False)
+        curve = self._curve("sparse_generation_attention", kv_dtype, DecodeCurve)
+        return curve.line(self.gpu, _array(num_seqs), heads)
 
     def index_context(self, *, index_heads: int, index_head_dim: int) -> PrefillLine:
         """Indexer of sparse attention in prefill: scores every seen token, so pairs are not capped."""
@@ -146,18 +172,19 @@ class OperatorTiming:
         return PrefillLine(launch_s=5e-6, s_per_pair=per_pair, s_per_token=0.0)
 
     def index_generation(self, num_seqs: ArrayLike, *, index_heads: int, index_head_dim: int) -> DecodeLine:
-        """Indexer of sparse attention in decode: reads one fp8 key per cached token."""
-        n = np.asarray(num_seqs, dtype=np.float64)
-        per_token = index_head_dim / (0.6 * self.gpu.bandwidth_bytes_per_s)
+        """Indexer of sparse attention in decode: reads one fp8 key and its float32 scale per cached token."""
+        n = _array(num_seqs)
+        per_token = (index_head_dim + 4.0) / (0.6 * self.gpu.bandwidth_bytes_per_s)
         return DecodeLine(launch_s=np.full_like(n, 8e-6), s_per_cached_token=np.full_like(n, per_token))
 
     def delta_net_context(
         self, *, num_key_heads: int, num_value_heads: int, key_dim: int, value_dim: int, conv_kernel: int
     ) -> PrefillLine:
         """Gated delta net in prefill (convolution and chunked recurrence): linear in tokens, heads per GPU."""
-        num_bytes = 2.0 * (4 * num_key_heads * key_dim + 6 * num_value_heads * value_dim)
-        per_token = num_bytes / (0.3 * self.gpu.bandwidth_bytes_per_s)
-        return PrefillLine(launch_s=20e-6, s_per_pair=0.0, s_per_token=per_token)
+        num_bytes = delta_net_bytes_per_token(num_key_heads, num_value_heads, key_dim, value_dim, conv_kernel)
+        curve = self._curve("delta_net_context", "bf16", ElementwiseCurve)
+        per_token = float(curve.seconds(self.gpu, _array(num_bytes))) - curve.launch_s
+        return PrefillLine(launch_s=curve.launch_s, s_per_pair=0.0, s_per_token=per_token)
 
     def delta_net_generation(
         self,
@@ -170,26 +197,49 @@ class OperatorTiming:
         conv_kernel: int,
     ) -> DecodeLine:
         """Gated delta net in decode: reads and writes one float32 state per value head and sequence."""
-        n = np.asarray(num_seqs, dtype=np.float64)
-        state_bytes = 8.0 * num_value_heads * key_dim * value_dim
-        launch = 8e-6 + n * state_bytes / (0.7 * self.gpu.bandwidth_bytes_per_s)
-        return DecodeLine(launch_s=launch, s_per_cached_token=np.zeros_like(n))
+        n = _array(num_seqs)
+        num_bytes = delta_net_bytes_per_seq(num_key_heads, num_value_heads, key_dim, value_dim, conv_kernel)
+        curve = self._curve("delta_net_generation", "bf16", ElementwiseCurve)
+        return DecodeLine(launch_s=curve.seconds(self.gpu, n * num_bytes), s_per_cached_token=np.zeros_like(n))
 
     def all_reduce_s(self, num_bytes: ArrayLike, num_gpus: int) -> FloatArray:
-        """Sum of `num_bytes` over `num_gpus`."""
-        return self._link().all_reduce_s(np.asarray(num_bytes, dtype=np.float64), num_gpus)
+        """Sum over `num_gpus` of a message of `num_bytes` on each: the engine's own kernel or NCCL, the faster."""
+        own = self._collective("all_reduce", num_bytes, num_gpus)
+        return np.minimum(own, self._collective("all_reduce", num_bytes, num_gpus, library="nccl:"))
 
     def all_gather_s(self, num_bytes: ArrayLike, num_gpus: int) -> FloatArray:
-        """Gather (or reduce-scatter) of `num_bytes` in all over `num_gpus`."""
-        return self._link().all_gather_s(np.asarray(num_bytes, dtype=np.float64), num_gpus)
+        """Gather to all of `num_gpus` of the `num_bytes` that each brings; reduce-scatter costs the same."""
+        return self._collective("all_gather", num_bytes, num_gpus)
 
     def all_to_all_s(self, num_bytes: ArrayLike, num_gpus: int) -> FloatArray:
         """Exchange in which each GPU sends `num_bytes` in all, an equal part to each peer."""
-        return self._link().all_gather_s(np.asarray(num_bytes, dtype=np.float64), num_gpus)
+        return self._collective("all_to_all", num_bytes, num_gpus)
 
     def point_to_point_s(self, num_bytes: ArrayLike, across_nodes: bool) -> FloatArray:
-        """One GPU sends `num_bytes` to another."""
-        return self._link().point_to_point_s(np.asarray(num_bytes, dtype=np.float64), across_nodes)
+        """One GPU sends `num_bytes` to another, in its node or across nodes."""
+        if across_nodes:
+            return network_seconds(self.gpu, "all_to_all", 2.0 * _array(num_bytes), 2)
+        return np.asarray(5e-6 + _array(num_bytes) / (0.8 * link_bytes_per_s(self.gpu, 2)))
 
-    def _link(self) -> LinkCurve:
-        return LinkCurve(gpu=self.gpu)
+    def _collective(self, kind: CollectiveKind, num_bytes: ArrayLike, num_gpus: int, library: str = "") -> FloatArray:
+        num_bytes = _array(num_bytes)
+        if num_gpus == 1:
+            return np.zeros_like(num_bytes)
+        inside = self.gpu.nvlink_domain_gpus if self.gpu.nvlink_bytes_per_s > 0 else self.gpu.gpus_per_node
+        if num_gpus > inside:
+            return network_seconds(self.gpu, kind, num_bytes, num_gpus)
+        measured = sorted(int(dtype) for (k, dtype) in self.curves if k == library + kind)
+        nearest = min(measured, key=lambda g: abs(np.log2(g / num_gpus)), default=0)
+        curve = self._curve(library + kind, str(nearest), LinkCurve)
+        return curve.seconds(self.gpu, kind, num_bytes, num_gpus)
+
+    def _curve(self, kind: str, dtype: str, default: type[Curve]) -> Curve:
+        fitted = self.curves.get((kind, dtype))
+        if fitted is None:
+            return default()
+        curve: Curve = fitted.curve
+        return curve
+
+
+def _array(values: ArrayLike) -> FloatArray:
+    return np.asarray(values, dtype=np.float64)
