@@ -1,0 +1,140 @@
+"""Operator timing: metamorphic laws on every bundled card, and the data-sheet limits that no curve may break."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from estimator.catalogue.gpus import gpu_names, load_gpu
+from estimator.catalogue.timing import ENGINES, load_timing
+from estimator.errors import BestServeError
+from estimator.hardware import Gpu
+from estimator.roofline import FloatArray
+from estimator.timing import OperatorTiming
+
+TIMINGS = [(gpu, engine) for gpu in gpu_names() for engine in ENGINES]
+TOKENS = np.unique(np.geomspace(1, 32768, 60).round())
+WEIGHT_DTYPES = ["bf16", "fp8", "fp8_block", "fp4", "mxfp4", "int4"]
+timings = st.sampled_from(TIMINGS).map(lambda pair: load_timing(load_gpu(pair[0]), pair[1]))
+dtypes = st.sampled_from(WEIGHT_DTYPES)
+sizes = st.sampled_from([512, 1024, 2048, 4096, 8192, 14336, 28672, 131072])
+kv_dtypes = st.sampled_from(["bf16", "fp8"])
+
+
+def faster(gpu: Gpu, bandwidth: float, flop: float) -> Gpu:
+    """The same GPU with its data sheet's rates multiplied."""
+    peaks = {dtype: peak * flop for dtype, peak in gpu.flop_per_s.items()}
+    return replace(gpu, bandwidth_bytes_per_s=gpu.bandwidth_bytes_per_s * bandwidth, flop_per_s=peaks)
+
+
+def every_operator(timing: OperatorTiming, dtype: str, kv_dtype: str) -> dict[str, FloatArray]:
+    """Seconds of one shape of each operator over `TOKENS`."""
+    decode = timing.generation_attention(TOKENS, num_heads=8, num_kv_heads=2, head_dim=128, kv_dtype=kv_dtype)
+    prefill = timing.context_attention(num_heads=8, num_kv_heads=2, head_dim=128, kv_dtype=kv_dtype)
+    latent = {"kv_lora_rank": 512, "qk_nope_dim": 128, "qk_rope_dim": 64, "v_dim": 128, "kv_dtype": kv_dtype}
+    mla = timing.latent_generation_attention(TOKENS, num_heads=16, **latent)  # type: ignore[arg-type]
+    mla_prefill = timing.latent_context_attention(num_heads=16, **latent)  # type: ignore[arg-type]
+    state = {"num_key_heads": 4, "num_value_heads": 8, "key_dim": 128, "value_dim": 128, "conv_kernel": 4}
+    moe = {"hidden": 4096, "intermediate": 1536, "num_experts": 128, "top_k": 8, "dtype": dtype}
+    return {
+        "gemm": timing.gemm_s(TOKENS, n=8192, k=4096, dtype=dtype),
+        "moe": timing.moe_s(TOKENS, experts_per_gpu=16, power_law=False, **moe),  # type: ignore[arg-type]
+        "moe_power_law": timing.moe_s(TOKENS, experts_per_gpu=16, power_law=True, **moe),  # type: ignore[arg-type]
+        "elementwise": timing.elementwise_s(TOKENS * 8192),
+        "prefill": prefill.launch_s + prefill.s_per_pair * TOKENS**2 / 2 + prefill.s_per_token * TOKENS,
+        "mla_prefill": mla_prefill.launch_s + mla_prefill.s_per_pair * TOKENS**2 + mla_prefill.s_per_token * TOKENS,
+        "decode": decode.launch_s + decode.s_per_cached_token * TOKENS * 1024,
+        "mla": mla.launch_s + mla.s_per_cached_token * TOKENS * 1024,
+        "delta_net": timing.delta_net_generation(TOKENS, **state).launch_s,
+        "all_reduce": timing.all_reduce_s(TOKENS * 8192, 4),
+        "all_gather": timing.all_gather_s(TOKENS * 8192, 4),
+        "all_to_all": timing.all_to_all_s(TOKENS * 8192, 4),
+    }
+
+
+@given(timing=timings, dtype=dtypes, kv_dtype=kv_dtypes, bandwidth=st.floats(1.0, 8.0), flop=st.floats(1.0, 8.0))
+def test_a_better_data_sheet_never_slows_an_operator(
+    timing: OperatorTiming, dtype: str, kv_dtype: str, bandwidth: float, flop: float
+) -> None:
+    """More bandwidth or more FLOP/s leaves every operator as fast or makes it faster."""
+    better = replace(timing, gpu=faster(timing.gpu, bandwidth, flop))
+    before, after = every_operator(timing, dtype, kv_dtype), every_operator(better, dtype, kv_dtype)
+    for kind, seconds in before.items():
+        assert (after[kind] <= seconds * (1 + 1e-9)).all(), kind
+
+
+@given(timing=timings, dtype=dtypes, kv_dtype=kv_dtypes)
+def test_more_tokens_are_never_faster(timing: OperatorTiming, dtype: str, kv_dtype: str) -> None:
+    """Every operator's time is positive, finite and does not fall with its tokens, quantisation or not."""
+    for kind, seconds in every_operator(timing, dtype, kv_dtype).items():
+        assert np.isfinite(seconds).all(), kind
+        assert (seconds > 0).all(), kind
+        assert (np.diff(seconds) >= -1e-12).all(), kind
+
+
+@given(timing=timings, dtype=dtypes, n=sizes, k=sizes)
+def test_no_product_beats_the_data_sheet(timing: OperatorTiming, dtype: str, n: int, k: int) -> None:
+    """A matrix product takes at least its FLOP at 1.05 × peak, and its weights' bytes at 1.05 × bandwidth."""
+    peak = 1.05 * max(timing.gpu.flop_per_s.values())
+    seconds = timing.gemm_s(TOKENS, n=n, k=k, dtype=dtype)
+    assert (seconds >= 2.0 * TOKENS * n * k / peak).all()
+    assert (seconds >= 0.5 * n * k / (1.05 * timing.gpu.bandwidth_bytes_per_s)).all()
+
+
+@given(timing=timings, num_gpus=st.sampled_from([2, 4, 8, 16, 64, 72]))
+def test_collectives_of_one_gpu_are_free_and_of_many_are_not(timing: OperatorTiming, num_gpus: int) -> None:
+    """A group of one exchanges nothing; a bigger group pays a latency and no less than its bytes at the link's rate."""
+    num_bytes = np.array([1e4, 1e6, 1e9])
+    assert (timing.all_reduce_s(num_bytes, 1) == 0).all()
+    fastest = 1.5 * max(timing.gpu.nvlink_bytes_per_s, timing.gpu.pcie_bytes_per_s)
+    assert (timing.all_reduce_s(num_bytes, num_gpus) > num_bytes / fastest).all()
+
+
+def test_leaving_the_node_is_slower() -> None:
+    """An all-reduce over 16 H100 crosses the network and takes longer than one over 8 inside the node."""
+    timing = load_timing(load_gpu("h100_sxm"), "vllm")
+    assert (timing.all_reduce_s([1e4, 1e8], 16) > 1.5 * timing.all_reduce_s([1e4, 1e8], 8)).all()
+
+
+def test_decode_attention_reads_the_cache_near_bandwidth() -> None:
+    """A full batch on H100 reads its KV cache at 70 to 100 % of 3.35 TB/s (measured: 0.91 for FlashAttention 3)."""
+    timing = load_timing(load_gpu("h100_sxm"), "vllm")
+    line = timing.generation_attention([256.0], num_heads=32, num_kv_heads=8, head_dim=128, kv_dtype="bf16")
+    rate = 2 * 8 * 128 * 2 / line.s_per_cached_token[0]
+    assert 0.7 * 3.35e12 < rate < 3.35e12
+
+
+def test_an_expert_layer_reads_only_the_experts_it_touches() -> None:
+    """One token of top-8 touches 8 of 128 experts: its memory time is a fraction of that of a large batch."""
+    timing = load_timing(load_gpu("h100_sxm"), "vllm")
+    shape = {"hidden": 4096, "intermediate": 1536, "num_experts": 128, "experts_per_gpu": 128, "top_k": 8}
+    one, many = timing.moe_s([1.0, 512.0], dtype="bf16", power_law=False, **shape)  # type: ignore[arg-type]
+    assert one < 0.25 * many
+
+
+def test_tiers_tell_what_a_time_rests_on() -> None:
+    """H100 under vLLM is fitted in bf16 and borrows fp4; a GPU of an architecture without cards has its data sheet."""
+    timing = load_timing(load_gpu("h100_sxm"), "vllm")
+    assert timing.tier("gemm", "bf16") == "fitted"
+    assert timing.tier("gemm", "fp4") == "borrowed"
+    unknown = replace(load_gpu("h100_sxm"), name="next", architecture="next")
+    assert load_timing(unknown, "vllm").tier("gemm") == "data_sheet"
+    assert load_timing(unknown, "vllm").residual_frac("gemm") is None
+
+
+def test_a_sister_gpu_is_scaled_by_its_data_sheet() -> None:
+    """A Hopper with 10 % more bandwidth than any card borrows Hopper's curves and decodes faster than H200."""
+    custom = replace(load_gpu("h200_sxm"), name="h300", bandwidth_bytes_per_s=5.28e12)
+    timing, h200 = load_timing(custom, "vllm"), load_timing(load_gpu("h200_sxm"), "vllm")
+    assert timing.tier("gemm", "bf16") == "borrowed"
+    assert timing.gemm_s([8.0], n=8192, k=8192, dtype="bf16") < h200.gemm_s([8.0], n=8192, k=8192, dtype="bf16")
+
+
+def test_an_engine_without_timings_is_refused() -> None:
+    """An engine that nobody measured is named together with those that were."""
+    with pytest.raises(BestServeError, match="engine: 'ollama' has no timings; accepted: vllm, sglang, trtllm"):
+        load_timing(load_gpu("h100_sxm"), "ollama")
