@@ -5,10 +5,11 @@ Every field's description says what is accepted; `bestserve schema` prints them 
 
 from __future__ import annotations
 
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from estimator.errors import BestServeError
 from search.edge import Edge, read_yaml, validated
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 Positive = Annotated[float, Field(gt=0)]
 PositiveInt = Annotated[int, Field(ge=1)]
 Degrees = Annotated[list[PositiveInt], Field(min_length=1)]
+Day = Annotated[
+    str, BeforeValidator(lambda given: given.isoformat() if isinstance(given, date) else given), Field(min_length=1)
+]  # YAML reads 2026-11-09 as a date
 Policy = Literal["chunked", "prefill_first", "static", "distserve", "tetriinfer"]
 Architecture = Literal["collocated", "disaggregated"]
 
@@ -205,7 +209,7 @@ class GpuSpec(Edge):
     network_gb_s: Positive = Field(default=50.0, description="one direction per GPU out of the node, GB/s")
     power_w: Positive = Field(description="board power, W")
     source: str = Field(min_length=1, description="where these numbers are from")
-    date: str = Field(min_length=1, description="when they were read, for example 2026-11-09")
+    date: Day = Field(description="when they were read, for example 2026-11-09")
 
 
 class PriceSpec(Edge):
@@ -214,7 +218,7 @@ class PriceSpec(Edge):
     usd_per_gpu_h: Positive = Field(description="US dollars per GPU and hour")
     gpus_per_node: PositiveInt = Field(default=1, description="GPUs bought together; 1: sold singly")
     source: str = Field(min_length=1, description="who asks this price")
-    date: str = Field(min_length=1, description="when it was asked, for example 2026-11-09")
+    date: Day = Field(description="when it was asked, for example 2026-11-09")
 
 
 class LinkSpec(Edge):
@@ -231,7 +235,9 @@ class SearchSpec(Edge):
 
     max_gpus: PositiveInt = Field(default=32, description="GPUs of a strategy at most")
     trials: PositiveInt = Field(default=256, description="strategies evaluated at most")
-    sampler: Literal["auto", "exhaustive", "random", "tpe", "nsga2"] = Field(default="auto", description="who proposes")
+    sampler: Literal["auto", "exhaustive", "random", "tpe", "nsga2", "nsga3"] = Field(
+        default="auto", description="who proposes"
+    )
     seed: int = Field(default=0, ge=0, description="whole number ≥ 0; the same seed repeats the study")
     architectures: Annotated[list[Architecture], Field(min_length=1)] = Field(
         default=["collocated", "disaggregated"], description="collocated, disaggregated or both"

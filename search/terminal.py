@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from search.view import Candidate, View
+from search.view import Candidate, OperatorTime, View
+
+if TYPE_CHECKING:
+    from estimator.outcome import Unstable
+    from search.estimate import Estimate, PricedGoodput
 
 PLOT_HEIGHT = 16
 MAX_PLOT_WIDTH = 110
@@ -121,3 +128,101 @@ def _spread(front: tuple[Candidate, ...], num: int, keep: Candidate | None) -> l
     chosen = {round(i * (len(front) - 1) / (num - 1)) for i in range(num)}
     chosen |= {i for i, candidate in enumerate(front) if keep is not None and candidate.strategy == keep.strategy}
     return [front[i] for i in sorted(chosen)]
+
+
+def print_estimate(answer: Estimate, breakdown: tuple[OperatorTime, ...], console: Console) -> None:
+    """One strategy at one rate: whether it keeps the SLO, latencies, load, and where the time goes."""
+    verdict = "keeps" if answer.meets else "misses"
+    console.print(
+        f"{answer.strategy} {verdict} the targets at {answer.rate_req_s:g} requests/s "
+        f"({answer.attainment:.1%} of requests within all limits).",
+        style="bold",
+        highlight=False,
+    )
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for name in ("", "mean", "P50", "P90", "P99"):
+        table.add_column(name, justify="right" if name else "left")
+    summary = answer.summary
+    for metric, values in (("TTFT ms", summary.ttft), ("TPOT ms", summary.tpot), ("E2E ms", summary.e2e)):
+        seconds = (values.mean_s, values.p50_s, values.p90_s, values.p99_s)
+        table.add_row(metric, *(f"{1e3 * value:,.1f}" for value in seconds))
+    console.print(table)
+    pools = {"instances": summary.decode} if summary.prefill is None else {"prefill": summary.prefill}
+    if summary.prefill is not None:
+        pools["decode"] = summary.decode
+    rows = [
+        {
+            "pool": name,
+            "utilisation": f"{pool.utilisation_frac:.0%}",
+            "batch": f"{pool.mean_batch_seqs:.1f}",
+            "queue": f"{pool.mean_waiting_seqs:.2f}",
+            "KV blocks used": f"{pool.mean_kv_blocks:,.0f}",
+            "step ms": f"{1e3 * pool.mean_step_s:.2f}",
+            "preemptions": str(pool.num_preemptions),
+        }
+        for name, pool in pools.items()
+    ]
+    print_rows(rows, console)
+    console.print(
+        f"Throughput {summary.throughput_req_per_s:.2f} requests/s, {summary.throughput_tokens_per_s:,.0f} tokens/s.",
+        highlight=False,
+    )
+    print_breakdown(breakdown, console)
+
+
+def print_breakdown(breakdown: tuple[OperatorTime, ...], console: Console) -> None:
+    """Operators by time, with bars of characters."""
+    totals: dict[tuple[str, str], float] = {}
+    for time in breakdown:
+        totals[time.pool, time.phase] = totals.get((time.pool, time.phase), 0.0) + time.ms
+    rows = [
+        {
+            "step": f"{time.pool} {time.phase}",
+            "operator": time.operator,
+            "ms": f"{time.ms:.2f}",
+            "share": f"{time.ms / totals[time.pool, time.phase]:.0%}",
+            "": "█" * round(20 * time.ms / totals[time.pool, time.phase]),
+            "bound by": time.bound,
+        }
+        for time in breakdown
+        if time.ms > 0.005 * totals[time.pool, time.phase]
+    ]
+    print_rows(rows, console)
+
+
+def print_goodput(answer: PricedGoodput | Unstable, console: Console) -> None:
+    """One strategy's goodput, or why it has none."""
+    from estimator.outcome import Unstable
+
+    if isinstance(answer, Unstable):
+        console.print(f"No rate meets the targets: {answer.reason}.", style="bold", highlight=False)
+        return
+    found = answer.goodput
+    console.print(
+        f"{answer.strategy} serves {found.rate_req_s:.3g} requests/s within the targets "
+        f"(95 % interval {found.low_req_s:.3g} to {found.high_req_s:.3g}), set by {found.binding_limit}.",
+        style="bold",
+        highlight=False,
+    )
+    console.print(
+        f"${answer.bill.usd_per_h:,.2f}/h, ${answer.usd_per_1m_output:,.2f} per million output tokens at that rate; "
+        f"TTFT P90 {1e3 * found.summary.ttft.p90_s:.0f} ms, TPOT P90 {1e3 * found.summary.tpot.p90_s:.1f} ms.",
+        highlight=False,
+    )
+
+
+def print_rows(rows: Sequence[Mapping[str, object]], console: Console) -> None:
+    """A plain table; numbers to the right, nothing for None."""
+    if not rows:
+        return
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for name, value in rows[0].items():
+        table.add_column(name, justify="right" if isinstance(value, int | float) else "left", overflow="fold")
+    for row in rows:
+        table.add_row(
+            *(
+                "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+                for value in row.values()
+            )
+        )
+    console.print(table)

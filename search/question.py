@@ -1,0 +1,214 @@
+"""From the spec's words to the frozen objects that planning uses: SI units, cards, traffic, targets, choices."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from estimator.catalogue.engines import load_engine
+from estimator.catalogue.gpus import gpu_names, load_gpu
+from estimator.catalogue.models import load_model
+from estimator.catalogue.prices import load_prices
+from estimator.cost import PRICE_KINDS, PriceCard, default_cards
+from estimator.errors import BestServeError
+from estimator.hardware import Gpu
+from estimator.requests import Requests
+from estimator.slo import Slo, SloTarget
+from estimator.workload import (
+    Arrivals,
+    ConstantArrivals,
+    EmpiricalLengths,
+    FixedLengths,
+    GammaArrivals,
+    Lengths,
+    LognormalLengths,
+    LognormalTokens,
+    PoissonArrivals,
+    TraceArrivals,
+    UniformLengths,
+    Workload,
+)
+from search.edge import nearest_names
+from search.spec import (
+    ConstantSpec,
+    EmpiricalTokens,
+    FixedTokens,
+    GammaSpec,
+    GpuSpec,
+    LognormalLengthsSpec,
+    PriceSpec,
+    SloSpec,
+    Spec,
+    TraceSpec,
+    TrafficSpec,
+    UniformTokens,
+)
+from spaces.problem import Problem, SearchSpace
+from spaces.strategy import COLLOCATED_POLICIES, DISAGGREGATED_POLICIES
+
+BITS_PER_BYTE = 8
+
+
+def problem_of(spec: Spec) -> Problem:
+    """The planning problem, in SI units. Raises `BestServeError` for names that do not exist."""
+    link = spec.link
+    return Problem(
+        model=load_model(spec.model.id),
+        engine=load_engine(spec.engine),
+        gpus={gpu.name: gpu for gpu in map(gpu_of, spec.gpus)},
+        weight_dtype=spec.model.weights,
+        kv_dtype=spec.model.kv,
+        workload=workload_of(spec.traffic),
+        slo=slo_of(spec.slo),
+        space=space_of(spec),
+        network_bytes_per_s=link.gbit_s_per_gpu * 1e9 / BITS_PER_BYTE if link.gbit_s_per_gpu else None,
+        link_latency_s=link.latency_us / 1e6,
+    )
+
+
+def gpu_of(given: str | GpuSpec) -> Gpu:
+    """The card of a named or described GPU."""
+    if isinstance(given, str):
+        if given not in gpu_names():
+            raise BestServeError("gpus", given, "is not a known GPU", nearest_names(given, gpu_names()))
+        return load_gpu(given)
+    peaks = {"bf16": given.bf16_tflops, "fp8": given.fp8_tflops, "fp4": given.fp4_tflops}
+    return Gpu(
+        name=given.name,
+        architecture=given.architecture,
+        memory_bytes=given.memory_gb * 1e9,
+        bandwidth_bytes_per_s=given.bandwidth_gb_s * 1e9,
+        flop_per_s={dtype: tflops * 1e12 for dtype, tflops in peaks.items() if tflops is not None},
+        num_sms=given.num_sms,
+        gpus_per_node=given.gpus_per_node,
+        nvlink_domain_gpus=given.nvlink_domain_gpus,
+        nvlink_bytes_per_s=given.nvlink_gb_s * 1e9,
+        pcie_bytes_per_s=given.pcie_gb_s * 1e9,
+        network_bytes_per_s=given.network_gb_s * 1e9,
+        power_w=given.power_w,
+        source=given.source,
+        date=given.date,
+    )
+
+
+def cards_of(spec: Spec) -> dict[str, PriceCard]:
+    """The price card of each of the spec's GPUs: the one asked for, else the catalogue's default."""
+    catalogue = load_prices()
+    defaults = default_cards(catalogue.values())
+    cards: dict[str, PriceCard] = {}
+    for gpu in spec.gpu_names:
+        asked = spec.prices.get(gpu)
+        if isinstance(asked, PriceSpec):
+            cards[gpu] = _own_card(gpu, asked)
+        elif isinstance(asked, str):
+            cards[gpu] = _named_card(gpu, asked, catalogue)
+        elif gpu in defaults:
+            cards[gpu] = defaults[gpu]
+        else:
+            accepted = "{usd_per_gpu_h: …, source: …, date: …}"
+            raise BestServeError(f"prices.{gpu}", None, "must be given, the catalogue has no list price", accepted)
+    return cards
+
+
+def _own_card(gpu: str, price: PriceSpec) -> PriceCard:
+    return PriceCard(
+        id=f"own-{gpu}",
+        provider="own",
+        gpu=gpu,
+        gpus_per_node=price.gpus_per_node,
+        kind="on_demand",
+        usd_per_gpu_h=price.usd_per_gpu_h,
+        region="",
+        source=price.source,
+        date=price.date,
+    )
+
+
+def _named_card(gpu: str, asked: str, catalogue: dict[str, PriceCard]) -> PriceCard:
+    """By id, or the cheapest of a kind such as `spot`."""
+    if asked in PRICE_KINDS:
+        of_kind = default_cards((card for card in catalogue.values() if card.gpu == gpu), (asked,))
+        if gpu in of_kind:
+            return of_kind[gpu]
+    elif asked in catalogue and catalogue[asked].gpu == gpu:
+        return catalogue[asked]
+    fitting = [card.id for card in catalogue.values() if card.gpu == gpu]
+    kinds = sorted({card.kind for card in catalogue.values() if card.gpu == gpu})
+    raise BestServeError(f"prices.{gpu}", asked, f"is no price card of {gpu}", nearest_names(asked, [*fitting, *kinds]))
+
+
+def workload_of(traffic: TrafficSpec) -> Workload:
+    """Lengths and arrivals; trace files are read here."""
+    return Workload(lengths=_lengths(traffic), arrivals=_arrivals(traffic), cached_frac=traffic.cached_frac)
+
+
+def _lengths(traffic: TrafficSpec) -> Lengths:
+    match traffic.lengths:
+        case FixedTokens(input_tokens=input_tokens, output_tokens=output_tokens):
+            return FixedLengths(input_tokens=input_tokens, output_tokens=output_tokens)
+        case UniformTokens(input_tokens=i, output_tokens=o):
+            return UniformLengths(input_min=i.min, input_max=i.max, output_min=o.min, output_max=o.max)
+        case LognormalLengthsSpec(input_tokens=i, output_tokens=o, correlation=correlation):
+            sides = [LognormalTokens(median_tokens=t.median, sigma=t.sigma, max_tokens=t.max) for t in (i, o)]
+            return LognormalLengths(input=sides[0], output=sides[1], correlation=correlation)
+        case EmpiricalTokens(path=path):
+            trace = _trace(path)
+            return EmpiricalLengths(input_tokens=trace.input_tokens, output_tokens=trace.output_tokens)
+
+
+def _arrivals(traffic: TrafficSpec) -> Arrivals:
+    match traffic.arrivals:
+        case GammaSpec(cv=cv):
+            return GammaArrivals(cv=cv)
+        case ConstantSpec():
+            return ConstantArrivals()
+        case TraceSpec(path=path):
+            return TraceArrivals(observed_s=np.diff(_trace(path).arrival_s))
+    return PoissonArrivals()
+
+
+def _trace(path: str) -> Requests:
+    from estimator.traces import load_trace
+
+    return load_trace(Path(path))
+
+
+def slo_of(spec: SloSpec) -> Slo:
+    """Targets in seconds."""
+    if spec.share is not None:
+        limits = {"ttft": spec.ttft_ms, "tpot": spec.tpot_ms, "e2e": spec.e2e_ms}
+        targets = [SloTarget(metric=m, limit_s=ms / 1e3) for m, ms in limits.items() if ms is not None]  # type: ignore[arg-type]
+        return Slo(targets=tuple(targets), share=spec.share)
+    metrics = {"ttft": spec.ttft, "tpot": spec.tpot, "e2e": spec.e2e}
+    return Slo(
+        targets=tuple(
+            SloTarget(metric=metric, limit_s=ms / 1e3, percentile=percentile)  # type: ignore[arg-type]
+            for metric, limits in metrics.items()
+            if limits is not None
+            for percentile, ms in limits.limits()
+        )
+    )
+
+
+def space_of(spec: Spec) -> SearchSpace:
+    """What may be chosen; lists left out keep the space's own defaults."""
+    search = spec.search
+    same = ("tp", "pp", "dp", "ep", "only", "forbid", "prefill_gpus", "decode_gpus")
+    given = {name: tuple(value) for name in same if (value := getattr(search, name)) is not None}
+    if search.tokens is not None:
+        given["max_num_batched_tokens"] = tuple(search.tokens)
+    if search.seqs is not None:
+        given["max_num_seqs"] = tuple(search.seqs)
+    for name, known in (("collocated", COLLOCATED_POLICIES), ("disaggregated", DISAGGREGATED_POLICIES)):
+        chosen = tuple(policy for policy in search.policies or () if policy in known)
+        if chosen:
+            given[f"{name}_policies"] = chosen
+    return SearchSpace(
+        max_gpus=search.max_gpus,
+        gpus=tuple(spec.gpu_names),
+        architectures=tuple(search.architectures),
+        owned=dict(search.owned),
+        whole_nodes=search.whole_nodes,
+        **given,
+    )
