@@ -1,0 +1,138 @@
+"""A measured run simulated: the same layout under the same load, its latencies in ms.
+
+Where a row is silent: KV blocks hold fp8 if the weights are fp8 or fp4 (the recipes of the benchmarked engines set it),
+bf16 otherwise; KV caches cross between pools over NVLink inside one domain and the network beyond it. A layout that our
+memory model finds too large was run nevertheless: it is answered with all of the GPU's memory less the reserve, and if
+that is too little with KV blocks for four of the run's longest requests, and marked `relaxed`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from estimator.build import build_instance, layout_kernels, step_cost
+from estimator.catalogue.engines import load_engine
+from estimator.catalogue.gpus import load_gpu
+from estimator.catalogue.models import load_model
+from estimator.dtypes import Dtypes, KvDtype, WeightDtype
+from estimator.engine import Engine
+from estimator.errors import BestServeError
+from estimator.instance import BLOCK_TOKENS, EngineLimits, Instance
+from estimator.latency import Percentiles, summarise
+from estimator.measured_runs import METRICS, MeasuredRun, PoolLayout
+from estimator.memory import kv_bytes_per_token
+from estimator.outcome import Infeasible
+from estimator.simulate import simulate
+from estimator.system import Collocated, Disaggregated, KvLink, System
+
+HAND_OVER_LATENCY_S = 5e-3  # control round trip of a KV hand-over: NIXL/Mooncake connectors, a few ms
+LINK_FRAC = 0.7  # share of a link's rate a hand-over reaches
+FALLBACK_REQUESTS = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """Predicted latencies of one run by metric in ms; `tier` of the times, `relaxed` memory."""
+
+    latency_ms: dict[str, float]
+    tier: str
+    relaxed: bool
+
+
+def answer(run: MeasuredRun, engine: Engine | None = None) -> Answer:
+    """Simulate the run under `engine` (default: the bundled card)."""
+    engine = engine or load_engine(run.engine)
+    pools = [pool_instance(run, pool, engine) for pool in run.pools]
+    system = _system(run, [instance for instance, _ in pools], engine)
+    summary = summarise(simulate(system, run.requests(), concurrency=run.concurrency))
+    latency = {"ttft": summary.ttft, "tpot": summary.tpot, "e2e": summary.e2e}
+    return Answer(
+        latency_ms={metric: _statistic_ms(latency, metric) for metric in METRICS},
+        tier=pools[0][0].tier,
+        relaxed=any(relaxed for _, relaxed in pools),
+    )
+
+
+def _statistic_ms(latency: dict[str, Percentiles], metric: str) -> float:
+    name, statistic, _ = metric.split("_")
+    return 1e3 * float(getattr(latency[name], f"{statistic}_s"))
+
+
+def kv_dtype_of(run: MeasuredRun) -> KvDtype:
+    """Format of the KV cache by the rule in the module's docstring."""
+    return "fp8" if run.weight_dtype in ("fp8", "fp4") else "bf16"
+
+
+def limits_of(run: MeasuredRun, engine: Engine) -> EngineLimits:
+    """The row's limits, the engine's where it states none."""
+    return EngineLimits(
+        max_num_batched_tokens=run.max_num_batched_tokens or engine.limits.max_num_batched_tokens,
+        max_num_seqs=run.max_num_seqs or engine.limits.max_num_seqs,
+    )
+
+
+def pool_instance(run: MeasuredRun, pool: PoolLayout, engine: Engine) -> tuple[Instance, bool]:
+    """An instance of the pool, and whether its memory had to be relaxed."""
+    if run.memory_utilisation_frac is not None:
+        engine = replace(engine, memory=replace(engine.memory, utilisation_frac=run.memory_utilisation_frac))
+    instance = _build(run, pool, engine)
+    if isinstance(instance, Instance):
+        return instance, False
+    if instance.rule != "memory":
+        raise BestServeError("layout", str(pool.parallelism), instance.reason, "a layout that divides the model")
+    instance = _build(run, pool, replace(engine, memory=replace(engine.memory, utilisation_frac=1.0)))
+    return (instance, True) if isinstance(instance, Instance) else (_squeezed(run, pool, engine), True)
+
+
+def _build(run: MeasuredRun, pool: PoolLayout, engine: Engine) -> Instance | Infeasible:
+    return build_instance(
+        model=load_model(run.model),
+        gpu=load_gpu(run.gpu),
+        engine=engine,
+        parallelism=pool.parallelism,
+        limits=limits_of(run, engine),
+        weight_dtype=_weight_dtype(run),
+        kv_dtype=kv_dtype_of(run),
+    )
+
+
+def _weight_dtype(run: MeasuredRun) -> WeightDtype:
+    return Dtypes(weight=run.weight_dtype).weight  # type: ignore[arg-type]  # checked by Dtypes itself
+
+
+def _squeezed(run: MeasuredRun, pool: PoolLayout, engine: Engine) -> Instance:
+    """An instance whose KV blocks hold a few of the run's longest requests and no more."""
+    model, gpu, limits = load_model(run.model), load_gpu(run.gpu), limits_of(run, engine)
+    dtypes = Dtypes(weight=_weight_dtype(run), kv=kv_dtype_of(run))
+    most_tokens = max(limits.max_num_batched_tokens, limits.max_num_seqs)
+    kernels = layout_kernels(model, gpu, engine, pool.parallelism, dtypes, most_tokens)
+    costs = engine.costs_on(gpu.architecture)
+    longest = run.input_bounds[1] + run.output_bounds[1]
+    return Instance(
+        cost=step_cost(kernels, costs, limits),
+        limits=limits,
+        parallelism=pool.parallelism,
+        gpu=gpu.name,
+        num_kv_blocks=-(-FALLBACK_REQUESTS * longest // BLOCK_TOKENS),
+        kv_bytes_per_token=kv_bytes_per_token(model, dtypes.kv),
+        request_overhead_s=costs.request_overhead_s,
+    )
+
+
+def _system(run: MeasuredRun, instances: list[Instance], engine: Engine) -> System:
+    if len(instances) == 1:
+        return Collocated(instance=instances[0], num_instances=run.pools[0].num_instances, policy=engine.policy)
+    prefill, decode = instances
+    gpu = load_gpu(run.gpu)
+    per_gpu = gpu.nvlink_bytes_per_s if run.num_gpus <= gpu.nvlink_domain_gpus else gpu.network_bytes_per_s
+    return Disaggregated(
+        prefill=prefill,
+        num_prefill=run.pools[0].num_instances,
+        decode=decode,
+        num_decode=run.pools[1].num_instances,
+        link=KvLink(
+            egress_bytes_per_s=LINK_FRAC * per_gpu * prefill.num_gpus,
+            ingress_bytes_per_s=LINK_FRAC * per_gpu * decode.num_gpus,
+            latency_s=HAND_OVER_LATENCY_S,
+        ),
+    )

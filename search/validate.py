@@ -1,0 +1,126 @@
+"""Every run of a measurements file answered, and how far the answers are from what was measured.
+
+`validate` writes one line of predictions per run and returns the table of errors by source and mode, the same for other
+tools' predictions on the same runs, and the regret of the layout decision.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+from estimator.accuracy import DecisionRow, ErrorRow, Prediction, decision_row, error_rows
+from estimator.measured_runs import METRICS, MeasuredRun, read_runs
+from estimator.replay import Answer, answer
+
+MIN_PARALLEL_RUNS = 200  # below, starting workers costs more than it saves
+SHOWN_METRICS = ("tpot_mean_ms", "ttft_mean_ms", "ttft_p99_ms", "e2e_mean_ms")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Validation:
+    """Errors of this estimator and of its peers on the same runs; `num_relaxed` answers rest on relaxed memory."""
+
+    errors: tuple[ErrorRow, ...]
+    decision: DecisionRow | None
+    peers: Mapping[str, tuple[ErrorRow, ...]]
+    peer_decisions: Mapping[str, DecisionRow | None]
+    num_runs: int
+    num_relaxed: int
+    tiers: Mapping[str, int]
+
+
+def validate(measurements: Path, *, predictions: Path | None = None, peers: Path | None = None) -> Validation:
+    """Answer every run of `measurements`; write `predictions` if a path is given; compare with a file of `peers`."""
+    runs = read_runs(measurements)
+    answers = answer_all(runs)
+    predicted = {run.id: found.latency_ms for run, found in zip(runs, answers, strict=True)}
+    if predictions is not None:
+        write_predictions(predictions, predicted)
+    others = read_peers(peers) if peers is not None else {}
+    return Validation(
+        errors=tuple(error_rows(runs, predicted)),
+        decision=decision_row(runs, predicted),
+        peers={
+            peer: tuple(row for row in error_rows(runs, values) if row.answered_frac) for peer, values in others.items()
+        },
+        peer_decisions={peer: decision_row(runs, values) for peer, values in others.items()},
+        num_runs=len(runs),
+        num_relaxed=sum(found.relaxed for found in answers),
+        tiers=Counter(found.tier for found in answers),
+    )
+
+
+def answer_all(runs: Sequence[MeasuredRun]) -> list[Answer]:
+    """Answers in the order of `runs`, on up to two processes; each takes every second run, so that loads are alike."""
+    num_workers = min(2, os.cpu_count() or 1)
+    if len(runs) < MIN_PARALLEL_RUNS or num_workers == 1:
+        return _answers(runs)
+    shares = [runs[start::num_workers] for start in range(num_workers)]
+    answers: list[Answer | None] = [None] * len(runs)
+    with ProcessPoolExecutor(num_workers, mp_context=get_context("spawn")) as pool:
+        for start, share in enumerate(pool.map(_answers, shares)):
+            answers[start::num_workers] = share
+    return [found for found in answers if found is not None]
+
+
+def _answers(runs: Iterable[MeasuredRun]) -> list[Answer]:
+    return [answer(run) for run in runs]
+
+
+def write_predictions(path: Path, predicted: Mapping[str, Prediction]) -> None:
+    """`id` and every metric in ms, one line per run."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(("id", *METRICS))
+        for run_id, latency_ms in predicted.items():
+            writer.writerow((run_id, *(f"{latency_ms[metric]:.6g}" for metric in METRICS)))
+
+
+def read_peers(path: Path) -> dict[str, dict[str, dict[str, float]]]:
+    """Predictions by peer and run id, from a file with columns `id`, `peer` and metrics in ms."""
+    peers: dict[str, dict[str, dict[str, float]]] = {}
+    with path.open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            values = {metric: float(row[metric]) for metric in METRICS if row.get(metric)}
+            peers.setdefault(row["peer"], {})[row["id"]] = values
+    return peers
+
+
+def accuracy_table(validation: Validation) -> str:
+    """Markdown: errors by part and metric, peers beneath each, then the regret of the decision."""
+    lines = ["| runs | metric | tool | answered | median | mean | P90 | bias |", "|---|---|---|---|---|---|---|---|"]
+    tools = {"bestserve": validation.errors, **validation.peers}
+    for row in validation.errors:
+        if row.metric in SHOWN_METRICS:
+            same = [(tool, other) for tool, rows in tools.items() for other in rows if _same(row, other)]
+            lines += [_error_line(tool, other) for tool, other in same]
+    lines += ["", "| tool | groups | mean regret | P90 regret | within 3 % | best picked | rank correlation |"]
+    lines.append("|---|---|---|---|---|---|---|")
+    for tool, decision in {"bestserve": validation.decision, **validation.peer_decisions}.items():
+        if decision is not None:
+            lines.append(_decision_line(tool, decision))
+    return "\n".join(lines)
+
+
+def _same(row: ErrorRow, other: ErrorRow) -> bool:
+    return (row.part, row.metric) == (other.part, other.metric)
+
+
+def _error_line(tool: str, row: ErrorRow) -> str:
+    errors = " | ".join(f"{100 * value:.1f} %" for value in (row.median_frac, row.mean_frac, row.p90_frac))
+    answered = f"{100 * row.answered_frac:.0f} % of {row.num_runs}"
+    name = row.metric.removesuffix("_ms")
+    return f"| {row.part} | {name} | {tool} | {answered} | {errors} | {100 * row.bias_frac:+.1f} % |"
+
+
+def _decision_line(tool: str, row: DecisionRow) -> str:
+    shares = (row.mean_regret_frac, row.p90_regret_frac, row.within_3pct_frac, row.best_picked_frac)
+    cells = " | ".join(f"{100 * value:.1f} %" for value in shares)
+    return f"| {tool} | {row.num_groups} | {cells} | {row.mean_rank_correlation:.2f} |"
