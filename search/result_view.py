@@ -14,7 +14,7 @@ from estimator.latency import LatencySummary
 from search.edge import read_yaml
 from search.estimate import estimate, existing_system
 from search.spec import Spec, parse_spec
-from search.view import BillRow, Candidate, Curve, OperatorTime, View
+from search.view import BillRow, Candidate, Curve, OperatorTime, Rejection, View
 from spaces.problem import Problem
 from spaces.space import Space
 from spaces.strategy import Strategy
@@ -45,7 +45,7 @@ def view_of_run(folder: Path) -> View:
     shown = [candidate for candidate in (best, *rivals(best, one, two, front)) if candidate is not None]
     return View(
         name=spec.name,
-        question=question_line(spec),
+        question=question_line(spec, problem),
         demand_req_s=demand,
         mean_output_tokens=mean_output,
         slo_ms={target.name: 1e3 * target.limit_s for target in problem.slo.targets},
@@ -119,10 +119,12 @@ def cheapest(candidates: Any, demand_req_s: float, *, is_disaggregated: bool) ->
 def rivals(
     best: Candidate | None, one: Candidate | None, two: Candidate | None, front: tuple[Candidate, ...]
 ) -> list[Candidate]:
-    """At most two to compare with: the best of the other kind, then the front's neighbours of the recommended."""
+    """At most two to compare with: the best of the other kind, then those of the front that are next in cost."""
     if best is None:
         return list(front[-1:])
-    ordered = [one, two, *sorted(front, key=lambda c: abs(c.usd_per_h - best.usd_per_h))]
+    dearer = [c for c in front if c.usd_per_h >= best.usd_per_h]
+    cheaper = [c for c in reversed(front) if c.usd_per_h < best.usd_per_h]
+    ordered = [one, two, *dearer, *cheaper]
     others = {c.strategy: c for c in ordered if c is not None and c.strategy != best.strategy}
     return list(others.values())[:MAX_RIVALS]
 
@@ -151,19 +153,22 @@ def _breakdown_at(problem: Problem, best: Candidate, rate_req_s: float) -> tuple
     return breakdown_of(problem, strategy, answer.summary)
 
 
-def _rejected(table: pd.DataFrame, space: Space) -> dict[str, int]:
-    """Shapes removed by each rule before the search, and strategies of each bad outcome in it."""
-    counts = {f"{rule} (shapes)": removed.num_shapes for rule, removed in space.removed.items()}
-    bad = table[table["status"] != "ok"]
-    for (status, rule), rows in bad.groupby(["status", "rule"]):
-        name = {"unstable": "never within the targets", "failed": "failed (a bug)"}.get(str(status), str(rule))
-        counts[name] = counts.get(name, 0) + len(rows)
-    return counts
+def _rejected(table: pd.DataFrame, space: Space) -> tuple[Rejection, ...]:
+    """Layouts removed by each rule before the search, and strategies of each bad outcome in it, most first."""
+    found = [
+        Rejection(rule=rule, num=removed.num_shapes, what="layouts", reason=f"{removed.example}: {removed.reason}")
+        for rule, removed in space.removed.items()
+    ]
+    for (status, rule), rows in table[table["status"] != "ok"].groupby(["status", "rule"]):
+        example = rows.iloc[0]
+        reason = f"{example['strategy']}: {str(example['reason']).strip().splitlines()[-1]}"
+        found.append(Rejection(rule=str(rule or status), num=len(rows), what="strategies", reason=reason))
+    return tuple(sorted(found, key=lambda rejection: (-rejection.num, rejection.rule)))
 
 
-def question_line(spec: Spec) -> str:
+def question_line(spec: Spec, problem: Problem) -> str:
     """The question in one line."""
-    model = Path(spec.model.id).name
+    model = problem.model.name.split("/")[-1]
     return (
         f"{model}, {spec.model.weights} weights, {spec.model.kv} KV cache, on {spec.engine}: "
         f"{spec.traffic.rate_req_s:g} requests/s, {slo_line(spec)}, up to {spec.search.max_gpus} GPUs "

@@ -116,8 +116,8 @@ def limit_lines(view: View) -> list[str]:
     if view.recommended is not None:
         lines.append(f"What limits: {view.recommended.binding_limit}.")
     if view.rejected:
-        reasons = sorted(view.rejected.items(), key=lambda item: (-item[1], item[0]))
-        lines.append("Not possible: " + ", ".join(f"{count} × {rule}" for rule, count in reasons[:5]) + ".")
+        named = ", ".join(f"{r.num} {r.what} by {r.rule}" for r in view.rejected[:5])
+        lines.append(f"Out: {named}.")
     return lines
 
 

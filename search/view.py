@@ -86,6 +86,16 @@ class OperatorTime:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Rejection:
+    """What one rule or outcome took out: how many of `what` (layouts before, strategies in the search), an example."""
+
+    rule: str
+    num: int
+    what: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class View:
     """The whole answer of a run."""
 
@@ -100,7 +110,7 @@ class View:
     front: tuple[Candidate, ...]
     candidates: tuple[Candidate, ...]
     num_evaluated: int
-    rejected: Mapping[str, int]
+    rejected: tuple[Rejection, ...]
     is_complete: bool
     space_size: int | None
     curves: tuple[Curve, ...] = ()
@@ -183,7 +193,7 @@ class View:
             "best_disaggregated": None if self.best_disaggregated is None else asdict(self.best_disaggregated),
             "front": [asdict(candidate) for candidate in self.front],
             "num_evaluated": self.num_evaluated,
-            "rejected": dict(self.rejected),
+            "rejected": [asdict(rejection) for rejection in self.rejected],
             "versions": dict(self.versions),
             "command": self.command,
         }

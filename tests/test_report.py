@@ -18,7 +18,7 @@ from rich.console import Console
 
 from search.report.page import PLOTLY, in_script, render_page, write_report
 from search.terminal import print_view
-from search.view import BillRow, Candidate, Curve, OperatorTime, View
+from search.view import BillRow, Candidate, Curve, OperatorTime, Rejection, View
 
 CHROMIUM = os.environ.get("BESTSERVE_CHROMIUM") or shutil.which("chromium") or "/usr/bin/chromium"
 
@@ -97,7 +97,7 @@ def view() -> View:
         front=front,
         candidates=front + rest,
         num_evaluated=40,
-        rejected={"memory_fit": 12, "unstable": 3},
+        rejected=(Rejection(rule="memory", num=12, what="layouts", reason="1m-tp1@l40s: 64 GB of weights"),),
         is_complete=False,
         space_size=1234,
         curves=curves,

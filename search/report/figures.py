@@ -108,7 +108,7 @@ def _latency_figure(view: View, metric: str, title: str) -> dict[str, Any] | Non
     shown = [ms for trace in traces for ms in trace["y"] if ms] + list(limits.values())
     layout["yaxis"]["range"] = [math.log10(min(shown) / 1.3), math.log10(max(shown) * 1.5)]
     demand = _level(0, "demand") | {"xref": "x", "yref": "paper", "x0": view.demand_req_s, "x1": view.demand_req_s}
-    demand["label"]["textposition"] = "end"
+    demand["label"] |= {"textposition": "end", "textangle": 0, "xanchor": "left", "yanchor": "top"}
     layout["shapes"].append(demand | {"y0": 0, "y1": 1})
     return {"data": traces, "layout": layout}
 
@@ -195,7 +195,7 @@ def _layout(x_title: str, y_title: str) -> dict[str, Any]:
         "xaxis": {"title": {"text": x_title}, "zeroline": False, "automargin": True},
         "yaxis": {"title": {"text": y_title}, "zeroline": False, "automargin": True},
         "margin": {"l": 60, "r": 16, "t": 30, "b": 50},
-        "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
+        "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0, "font": {"size": 11}},
         "paper_bgcolor": "rgba(0,0,0,0)",
         "plot_bgcolor": "rgba(0,0,0,0)",
         "hovermode": "closest",
