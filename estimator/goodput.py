@@ -1,0 +1,315 @@
+"""Goodput: the largest arrival rate at which a system keeps its SLO.
+
+The search brackets the answer from the capacity estimate, closes in on few requests, and confirms on many. All rates
+see the same requests with the same gaps, scaled (common random numbers), so the excess over the SLO is a nearly
+monotone function of the rate and the comparison of two strategies carries little noise. The first tenth of the
+requests (start from empty) and the last twentieth (which see the system drain) are simulated but not judged.
+
+Equal instances behind round robin are alike: m of them cost one, which sees every m-th arrival; pools of n·g and m·g
+instances cost n and m.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from estimator.capacity import screen
+from estimator.errors import require
+from estimator.latency import LatencySummary, summarise
+from estimator.outcome import Unstable
+from estimator.requests import Requests
+from estimator.simulate import simulate
+from estimator.simulation import FINISHED, Simulation
+from estimator.slo import Slo
+from estimator.system import Collocated, Disaggregated, System
+from estimator.workload import Workload
+
+NUM_LONE = 1_000  # requests, each served alone, that tell whether any rate can meet the SLO
+LONE_GAP_S = 1e5
+NUM_COARSE = 4_000
+NUM_FINE = 20_000
+COARSE_STEP = 1.25
+COARSE_RATIO = 1.05
+FINE_MARGIN = 0.5  # of the precision: how far past the expected answer the second fine probe goes
+MAX_STEPS = 40
+LEAST_LOAD = 1e-4  # of the capacity: below it the SLO counts as never met
+DRIFT_FRAC = 0.01  # share of arrivals that may pile up within the window before the rate counts as not carried
+NUM_BATCHES = 10
+T_9 = 2.262  # Student's t, 9 degrees of freedom, 97.5 %
+NEARLY_FULL_FRAC = 0.75  # mean share in use at which a queue in front means waiting for room
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Goodput:
+    """Of the whole system, in requests per second; [low, high] is the 95 % interval that sampling leaves.
+
+    `binding_limit`: what keeps the rate from growing: a target of the SLO (`ttft p90`), or, where that target fails
+    because requests wait for room, `max_num_seqs` or `kv capacity`; `throughput` where the system cannot keep up
+    although the SLO would allow it. `summary`: latencies at that rate. `num_simulated_requests`: of the whole search.
+    """
+
+    rate_req_s: float
+    low_req_s: float
+    high_req_s: float
+    binding_limit: str
+    summary: LatencySummary
+    num_simulated_requests: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Probe:
+    """One simulated rate. `excess` ≤ 1: the SLO is kept and the rate carried."""
+
+    rate_req_s: float
+    excess: float
+    simulation: Simulation
+    window: slice
+
+
+@dataclass(slots=True, kw_only=True)
+class Prober:
+    """Simulates one system at any rate on the same requests, and counts them."""
+
+    system: System
+    slo: Slo
+    seed: int
+    unit_requests: Requests
+    num_simulated: int = 0
+    probes: list[Probe] = field(default_factory=list)
+
+    def at(self, rate_req_s: float, num_requests: int) -> Probe:
+        """The first `num_requests` requests at `rate_req_s`."""
+        requests = _first(self.unit_requests, num_requests, 1.0 / rate_req_s)
+        simulation = simulate(self.system, requests, seed=self.seed)
+        self.num_simulated += num_requests
+        window = slice(num_requests // 10, num_requests - num_requests // 20)
+        excess = self.slo.excess(simulation, window)
+        if excess <= 1.0:
+            excess = max(excess, _backlog_excess(simulation, window))
+        probe = Probe(rate_req_s=rate_req_s, excess=excess, simulation=simulation, window=window)
+        self.probes.append(probe)
+        return probe
+
+    def lone(self) -> Simulation:
+        """Requests so far apart that none meets another."""
+        few = _first(self.unit_requests, min(NUM_LONE, len(self.unit_requests)), 1.0)
+        self.num_simulated += len(few)
+        apart = replace(few, arrival_s=np.arange(len(few), dtype=np.float64) * LONE_GAP_S)
+        return simulate(self.system, apart, seed=self.seed)
+
+
+def goodput(
+    system: System, workload: Workload, slo: Slo, *, seed: int = 0, precision: float = 0.01
+) -> Goodput | Unstable:
+    """Largest rate that keeps `slo`, to ±`precision` of the search; `Unstable` if no rate does.
+
+    Raises `BestServeError` for a precision outside [0.001, 0.2]. `seed` fixes arrivals and lengths.
+    """
+    require(
+        0.001 <= precision <= 0.2,
+        field="precision",
+        value=precision,
+        rule="must lie in [0.001, 0.2]",
+        accepted="for example 0.01",
+    )
+    part, part_workload, num_parts = equal_part(system, workload)
+    prober = Prober(system=part, slo=slo, seed=seed, unit_requests=_unit_requests(part, part_workload, seed))
+    unstable = _lone_violation(prober)
+    if unstable is not None:
+        return unstable
+    bracket = _coarse_bracket(prober)
+    if isinstance(bracket, Unstable):
+        return bracket
+    low, high = _fine_bracket(prober, bracket, precision)
+    return _answer(prober, low, high, num_parts)
+
+
+def equal_part(system: System, workload: Workload) -> tuple[System, Workload, int]:
+    """The smallest part that behaves like the whole behind round robin, its traffic, and the number of such parts."""
+    if system.router != "round_robin":
+        return system, workload, 1
+    if isinstance(system, Collocated):
+        num_parts = system.num_instances
+        part: System = replace(system, num_instances=1)
+    else:
+        num_parts = math.gcd(system.num_prefill, system.num_decode)
+        part = replace(system, num_prefill=system.num_prefill // num_parts, num_decode=system.num_decode // num_parts)
+    return (part, workload.every_mth(num_parts), num_parts) if num_parts > 1 else (system, workload, 1)
+
+
+def _unit_requests(system: System, workload: Workload, seed: int) -> Requests:
+    """Requests at exactly one per second on average: the realised rate is a control variate, known and divided out."""
+    requests = workload.draw(1.0, _num_fine(system), seed)
+    return _first(requests, len(requests), len(requests) / float(requests.arrival_s[-1]))
+
+
+def _num_fine(system: System) -> int:
+    """Enough requests that those in flight at most are a small share of them."""
+    if isinstance(system, Disaggregated):
+        seats = system.num_decode * system.decode.limits.max_num_seqs * system.decode.parallelism.dp
+    else:
+        seats = system.num_instances * system.instance.limits.max_num_seqs * system.instance.parallelism.dp
+    return int(min(max(NUM_FINE, 20 * seats), 10 * NUM_FINE))
+
+
+def _first(requests: Requests, num: int, time_scale: float) -> Requests:
+    return Requests(
+        arrival_s=requests.arrival_s[:num] * time_scale,
+        input_tokens=requests.input_tokens[:num],
+        output_tokens=requests.output_tokens[:num],
+        cached_tokens=requests.cached_tokens[:num],
+    )
+
+
+def _backlog_excess(simulation: Simulation, window: slice) -> float:
+    """Arrivals over departures while the window's requests arrive, over what may pile up by chance; 0 if ≤ 1."""
+    arrival_s = simulation.arrival_s[window]
+    if len(arrival_s) < 2:
+        return 0.0
+    finish_s = simulation.finish_s[simulation.status == FINISHED]
+    departures = int(np.count_nonzero((finish_s >= arrival_s[0]) & (finish_s < arrival_s[-1])))
+    spread = 3.0 * math.sqrt(DRIFT_FRAC * len(arrival_s))  # what is in flight swings by some tens of requests
+    ratio = len(arrival_s) / (departures + DRIFT_FRAC * len(arrival_s) + spread)
+    return ratio if ratio > 1.0 else 0.0
+
+
+def _lone_violation(prober: Prober) -> Unstable | None:
+    alone = prober.lone()
+    excess = prober.slo.excess(alone)
+    if excess <= 1.0:
+        return None
+    lost = float(np.mean(alone.status != FINISHED))
+    target = prober.slo.binding_target(alone)
+    if math.isinf(excess):
+        reason = f"{100 * lost:.3g} % of the requests never fit the instance, which fails {target}"
+        return Unstable(reason=reason, violation=max(lost, 1e-6))
+    return Unstable(reason=f"{target} of lone requests is {excess:.3g} times its limit", violation=excess - 1.0)
+
+
+def _coarse_bracket(prober: Prober) -> tuple[Probe, Probe] | Unstable:
+    """A kept and a missed rate within `COARSE_RATIO` of each other, on few requests."""
+    requests = prober.unit_requests
+    capacity_req_s = screen(prober.system, requests)
+    num = max(NUM_COARSE, len(requests) // 5)
+    guess = screen(prober.system, requests, prober.slo) or 0.1 * capacity_req_s
+    probe = prober.at(0.7 * guess, num)
+    low, high = (probe, None) if probe.excess <= 1.0 else (None, probe)
+    step = COARSE_STEP
+    for _ in range(MAX_STEPS):
+        if low is not None and high is not None:
+            break
+        rate = low.rate_req_s * step if low is not None else probe.rate_req_s / step
+        if rate < LEAST_LOAD * capacity_req_s:
+            target = prober.slo.binding_target(probe.simulation, probe.window)
+            return Unstable(reason=f"{target} fails at {100 * LEAST_LOAD:g} % of capacity", violation=probe.excess - 1)
+        probe = prober.at(rate, num)
+        low, high = (probe, high) if probe.excess <= 1.0 else (low, probe)
+        step = min(step * step, 4.0)
+    if low is None or high is None:
+        raise RuntimeError(f"no bracket after {MAX_STEPS} steps from {guess:g} req/s")
+    return _narrow(prober, low, high, COARSE_RATIO, num)
+
+
+def _narrow(prober: Prober, low: Probe, high: Probe, ratio: float, num: int) -> tuple[Probe, Probe]:
+    """Closes the bracket until high/low ≤ `ratio`.
+
+    False position in log excess over log rate, kept off the ends by nearly half the wanted width, so that a good guess
+    ends the search on both sides; when one end moves twice in a row the middle is taken, because the excess bends
+    sharply where queues build up.
+    """
+    width, moved, run = math.log(ratio), 0, 0
+    for _ in range(MAX_STEPS):
+        gap = math.log(high.rate_req_s / low.rate_req_s)
+        if gap <= width * (1.0 + 1e-9):
+            break
+        margin = min(0.45 * width / gap, 0.5)
+        share = 0.5 if run >= 2 else min(max(_crossing(low, high), margin), 1.0 - margin)
+        probe = prober.at(low.rate_req_s * math.exp(share * gap), num)
+        side = 1 if probe.excess <= 1.0 else -1
+        low, high = (probe, high) if side > 0 else (low, probe)
+        moved, run = side, run + 1 if side == moved else 1
+    return low, high
+
+
+def _crossing(low: Probe, high: Probe) -> float:
+    """Where between the two, as a share of the log of the rates, a straight line puts excess = 1."""
+    below = -math.log(max(low.excess, 1e-3))
+    above = math.log(min(high.excess, 1e3))
+    return below / (below + above) if below + above > 0 else 0.5
+
+
+def _fine_bracket(prober: Prober, coarse: tuple[Probe, Probe], precision: float) -> tuple[Probe, Probe]:
+    """The same on all requests, starting where the coarse bracket puts the answer.
+
+    The coarse slope tells how far to step so that the second probe falls just past the answer; later steps double.
+    """
+    low, high = coarse
+    num = len(prober.unit_requests)
+    prober.probes.clear()
+    gap = math.log(high.rate_req_s / low.rate_req_s)
+    slope = max(math.log(min(high.excess, 1e3) / max(low.excess, 1e-3)) / gap, 1.0)
+    probe = prober.at(low.rate_req_s * math.exp(gap * _crossing(low, high)), num)
+    kept = probe.excess <= 1.0
+    step = min(abs(math.log(max(probe.excess, 1e-3))) / slope, gap) + FINE_MARGIN * precision
+    for _ in range(MAX_STEPS):
+        other = prober.at(probe.rate_req_s * math.exp(step if kept else -step), num)
+        if (other.excess <= 1.0) != kept:
+            return _narrow(prober, *((probe, other) if kept else (other, probe)), 1.0 + precision, num)
+        probe, step = other, 2.0 * step
+    raise RuntimeError(f"no bracket after {MAX_STEPS} steps from {probe.rate_req_s:g} req/s")
+
+
+def _answer(prober: Prober, low: Probe, high: Probe, num_parts: int) -> Goodput:
+    half = _half_width(prober, low)
+    summary = summarise(low.simulation, low.window)
+    return Goodput(
+        rate_req_s=num_parts * low.rate_req_s,
+        low_req_s=num_parts * low.rate_req_s * math.exp(-half),
+        high_req_s=num_parts * high.rate_req_s * math.exp(half),
+        binding_limit=_binding_limit(prober, high, summary),
+        summary=summary,
+        num_simulated_requests=prober.num_simulated,
+    )
+
+
+def _half_width(prober: Prober, at: Probe) -> float:
+    """Half of the 95 % interval of log rate: batch means of the attainment over its slope between the fine probes.
+
+    With few probes or an attainment that does not move the slope is unknown, and the width of the probes stands in.
+    """
+    kept = _kept(prober.slo, at)
+    means = np.array([batch.mean() for batch in np.array_split(kept, NUM_BATCHES)])
+    standard_error = float(means.std(ddof=1)) / math.sqrt(NUM_BATCHES)
+    rates = np.log([probe.rate_req_s for probe in prober.probes])
+    attained = np.array([_kept(prober.slo, probe).mean() for probe in prober.probes])
+    fall = float(attained[rates.argmin()] - attained[rates.argmax()])
+    span = float(np.ptp(rates))
+    return min(T_9 * standard_error * span / fall, 0.5) if fall > 0 else span
+
+
+def _kept(slo: Slo, probe: Probe) -> NDArray[np.bool_]:
+    """Per judged request, whether it keeps the target that binds (all targets where the SLO asks for a share)."""
+    if slo.share is not None:
+        return slo.met_requests(probe.simulation, probe.window)
+    name = slo.binding_target(probe.simulation, probe.window)
+    binding = tuple(target for target in slo.targets if target.name == name)
+    return Slo(targets=binding).met_requests(probe.simulation, probe.window)
+
+
+def _binding_limit(prober: Prober, high: Probe, summary: LatencySummary) -> str:
+    """The limit that fails just above the goodput; the seats or the memory where they are full and requests wait."""
+    if prober.slo.excess(high.simulation, high.window) <= 1.0:
+        return "throughput"
+    target = prober.slo.binding_target(high.simulation, high.window)
+    pool = prober.system.decode if isinstance(prober.system, Disaggregated) else prober.system.instance
+    if target.startswith("tpot"):
+        return target
+    if summary.decode.mean_kv_blocks > NEARLY_FULL_FRAC * pool.num_kv_blocks * pool.parallelism.dp:
+        return "kv capacity"
+    if summary.decode.mean_batch_seqs > NEARLY_FULL_FRAC * pool.limits.max_num_seqs * pool.parallelism.dp:
+        return "max_num_seqs"
+    return target
