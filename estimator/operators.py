@@ -406,4 +406,4 @@ def _moe_collectives(layout: _Layout, ffn: MoeFfn) -> list[Operator]:
 def _all_reduce(name: str, bytes_per_token: float, num_gpus: int) -> list[Operator]:
     if num_gpus == 1:
         return []
-    return [AllReduce(name=name, bytes_per_token=bytes_per_token, num_gpus=num_gpus)]
+    return [AllReduce(name=f"{name}_all_reduce", bytes_per_token=bytes_per_token, num_gpus=num_gpus)]
