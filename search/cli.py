@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from estimator.errors import BestServeError
+from estimator.errors import BestServeError, require
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -134,9 +134,29 @@ def validate(
     as_json: AsJson = False,
 ) -> None:
     """Predict measured runs and print the error by source and mode."""
+    from rich.markdown import Markdown
+
+    from search.estimate import plain
+    from search.validate import accuracy_table
     from search.validate import validate as run_validate
 
-    raise NotImplementedError(run_validate)
+    for path in (measurements, peers):
+        require(
+            path is None or path.is_file(),
+            field="validate",
+            value=str(path),
+            rule="does not exist",
+            accepted="a CSV file",
+        )
+    found = run_validate(measurements, predictions=out, peers=peers)
+    if as_json:
+        _print_json(plain(found))
+        return
+    console = _console()
+    table = accuracy_table(found)
+    console.print(Markdown(table) if console.is_terminal else table, markup=False, highlight=False)
+    note = f"{found.num_runs} runs"
+    console.print(f"{note}; predictions in {out}" if out else note, highlight=False)
 
 
 @app.command(epilog="Example: bestserve report runs/quickstart")

@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from estimator.breakdown import Layout, StepPart, decode_breakdown, prefill_breakdown
 from estimator.cost import PriceCard, bill
 from estimator.errors import BestServeError
 from estimator.latency import LatencySummary
@@ -22,6 +23,7 @@ from spaces.strategy import Strategy
 CURVE_FRACS = (0.1, 0.25, 0.4, 0.55, 0.7, 0.8, 0.9, 0.95, 1.0, 1.05, 1.1)  # of a strategy's goodput
 CURVE_REQUESTS = 6_000
 MAX_RIVALS = 2
+POOLS = {"m": "collocated", "p": "prefill pool", "d": "decode pool"}
 
 
 def view_of_run(folder: Path) -> View:
@@ -220,5 +222,29 @@ def assumptions_of(spec: Spec, problem: Problem, best: Candidate | None) -> tupl
 
 
 def breakdown_of(problem: Problem, strategy: Strategy, summary: LatencySummary) -> tuple[OperatorTime, ...]:
-    """Where the time of each pool's typical step goes, longest operator first."""
-    return ()
+    """Where the time of each pool's typical step goes: its mean decode batch, and a prompt of mean length."""
+    input_tokens, output_tokens = problem.workload.mean_input_tokens, problem.workload.mean_output_tokens
+    times: list[OperatorTime] = []
+    for pool in strategy.pools:
+        layout = Layout(
+            model=problem.model,
+            gpu=problem.gpu(pool.gpu),
+            engine=problem.engine,
+            parallelism=pool.parallelism,
+            weight_dtype=problem.weight_dtype,
+            kv_dtype=problem.kv_dtype,
+        )
+        parts: tuple[StepPart, ...] = ()
+        if pool.role != "p":
+            num_seqs = max(1, round(summary.decode.mean_batch_seqs / pool.parallelism.dp))
+            cached_tokens = num_seqs * (input_tokens + output_tokens / 2)
+            parts += decode_breakdown(layout, num_seqs=num_seqs, cached_tokens=cached_tokens)
+        if pool.role != "d":
+            computed = round(input_tokens * (1 - problem.workload.cached_frac))
+            budget = pool.limits(problem.engine.limits).max_num_batched_tokens
+            parts += prefill_breakdown(layout, prompt_tokens=max(1, min(computed, budget)))
+        times += [
+            OperatorTime(pool=POOLS[pool.role], phase=p.phase, operator=p.operator, ms=1e3 * p.seconds, bound=p.bound)
+            for p in parts
+        ]
+    return tuple(times)
