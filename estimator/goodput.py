@@ -202,7 +202,9 @@ def _coarse_bracket(prober: Prober) -> tuple[Probe, Probe] | Unstable:
     for _ in range(MAX_STEPS):
         if low is not None and high is not None:
             break
-        rate = low.rate_req_s * step if low is not None else probe.rate_req_s / step
+        rate = probe.rate_req_s * step if low is not None else probe.rate_req_s / step
+        if probe.rate_req_s < guess < rate:
+            rate = guess  # the estimate from above is likely missed, and nearer than the step
         if rate < LEAST_LOAD * capacity_req_s:
             target = prober.slo.binding_target(probe.simulation, probe.window)
             return Unstable(reason=f"{target} fails at {100 * LEAST_LOAD:g} % of capacity", violation=probe.excess - 1)
