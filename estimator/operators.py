@@ -7,6 +7,7 @@ operator does is in `estimator.work`.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from estimator.dtypes import ACTIVATION_BYTES, KV_BYTES, WEIGHT_BYTES, Dtypes, KvDtype, WeightDtype
 from estimator.errors import require
@@ -115,11 +116,22 @@ def pipeline_layers(model: ModelShape, pp: int) -> list[list[LayerGroup]]:
     require(pp <= num, field="pp", value=pp, rule=f"exceeds the {num} layers of {model.name}", accepted=f"1 to {num}")
     share, rest = divmod(num, pp)
     sizes = [share + (pp - 1 - rest <= stage < pp - 1) for stage in range(pp)]
-    layers = [replace(group, count=1) for group in model.layers for _ in range(group.count)]
-    starts = [sum(sizes[:stage]) for stage in range(pp)]
-    return [layers[start : start + size] for start, size in zip(starts, sizes, strict=True)]
+    groups, left = iter(model.layers), 0
+    stages: list[list[LayerGroup]] = []
+    for size in sizes:
+        stage: list[LayerGroup] = []
+        while size:
+            if not left:
+                group = next(groups)
+                left = group.count
+            taken = min(size, left)
+            stage.append(replace(group, count=taken))
+            size, left = size - taken, left - taken
+        stages.append(stage)
+    return stages
 
 
+@lru_cache(maxsize=256)
 def all_stage_operators(
     model: ModelShape, parallelism: Parallelism, dtypes: Dtypes
 ) -> tuple[tuple[Operator, ...], ...]:
@@ -134,8 +146,8 @@ def all_stage_operators(
         operators: list[Operator] = []
         if index == 0:
             operators += _embedding_operators(layout)
-        for kind, count in _counted(layers).items():
-            operators += [replace(op, count=op.count * count) for op in _layer_operators(layout, kind)]
+        for (attention, ffn), count in _counted(layers).items():
+            operators += [replace(op, count=op.count * count) for op in _layer_operators(layout, attention, ffn)]
         if index == parallelism.pp - 1:
             operators += _head_operators(layout)
         if parallelism.pp > 1:
@@ -169,10 +181,12 @@ def _row(model: ModelShape) -> float:
     return model.hidden_size * ACTIVATION_BYTES
 
 
-def _counted(layers: list[LayerGroup]) -> dict[LayerGroup, int]:
-    counts: dict[LayerGroup, int] = {}
-    for layer in layers:
-        counts[layer] = counts.get(layer, 0) + layer.count
+def _counted(layers: list[LayerGroup]) -> dict[tuple[Attention, Ffn], int]:
+    """How many layers of each kind there are."""
+    counts: dict[tuple[Attention, Ffn], int] = {}
+    for group in layers:
+        kind = group.attention, group.ffn
+        counts[kind] = counts.get(kind, 0) + group.count
     return counts
 
 
@@ -205,12 +219,12 @@ def _head_operators(layout: _Layout) -> list[Operator]:
     return operators
 
 
-def _layer_operators(layout: _Layout, layer: LayerGroup) -> list[Operator]:
+def _layer_operators(layout: _Layout, attention: Attention, ffn: Ffn) -> list[Operator]:
     row = _row(layout.model)
     norms: list[Operator] = [
         Elementwise(name="norm", bytes_per_token=4 * row, count=2)
     ]  # input and residual, in and out
-    return norms + _attention_operators(layout, layer.attention) + _ffn_operators(layout, layer.ffn)
+    return norms + _attention_operators(layout, attention) + _ffn_operators(layout, ffn)
 
 
 def _attention_operators(layout: _Layout, attention: Attention) -> list[Operator]:

@@ -236,8 +236,12 @@ def test_stages_make_the_model(model_id: str, pp: int) -> None:
     ("pp", "sizes"), [(1, [61]), (2, [31, 30]), (3, [20, 21, 20]), (4, [15, 15, 16, 15]), (8, [7, 7, 8, 8, 8, 8, 8, 7])]
 )
 def test_pipeline_split(pp: int, sizes: list[int]) -> None:
-    """61 layers split as vLLM splits them: what remains goes to the stages before the last."""
-    assert [len(stage) for stage in pipeline_layers(load_model("deepseek-r1"), pp)] == sizes
+    """61 layers split as vLLM splits them: what remains goes to the stages before the last, in order."""
+    model = load_model("deepseek-r1")
+    stages = pipeline_layers(model, pp)
+    assert [sum(group.count for group in stage) for stage in stages] == sizes
+    kinds = [group.ffn for stage in stages for group in stage for _ in range(group.count)]
+    assert kinds == [group.ffn for group in model.layers for _ in range(group.count)]
 
 
 @pytest.mark.parametrize(("dp", "tp", "ep"), [(8, 1, 8), (4, 2, 8), (1, 8, 8), (1, 8, 2), (8, 1, 1), (2, 4, 4)])
