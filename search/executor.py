@@ -12,6 +12,7 @@ import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -57,11 +58,11 @@ class LocalExecutor:
         """Nothing is held."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class _Chunk:
     members: tuple[int, ...]  # indices into the strategies of the run
-    attempt: int
-    sent_s: float
+    attempt: int = 1
+    running_since_s: float = float("inf")  # when a worker came free for it; the deadline counts from here
 
 
 class RayExecutor:
@@ -110,11 +111,11 @@ class RayExecutor:
         done: set[int] = set()
         while len(done) < len(strategies):
             while (waiting or retries) and len(in_flight) < 2 * self.workers:
-                again = retries.pop() if retries else None
-                members = again.members if again else self._take(waiting)
-                ref = self._task.remote([self._payload], [strategies[index] for index in members])
-                attempt = again.attempt if again else 1
-                in_flight[ref] = _Chunk(members=members, attempt=attempt, sent_s=time.monotonic())
+                chunk = retries.pop() if retries else _Chunk(members=self._take(waiting))
+                ref = self._task.remote([self._payload], [strategies[index] for index in chunk.members])
+                in_flight[ref] = chunk
+            for chunk in islice(in_flight.values(), self.workers):
+                chunk.running_since_s = min(chunk.running_since_s, time.monotonic())
             ready, _ = self._ray.wait(list(in_flight), timeout=min(1.0, self._deadline_s / 4))
             for ref in ready:
                 for index, evaluation in self._collect(ref, in_flight.pop(ref), strategies, retries):
@@ -150,7 +151,7 @@ class RayExecutor:
     ) -> list[tuple[int, Evaluation]]:
         if chunk.attempt >= MAX_ATTEMPTS:
             return [(index, failed(strategies[index], reason)) for index in chunk.members]
-        retries.extend(_Chunk(members=(index,), attempt=chunk.attempt + 1, sent_s=0.0) for index in chunk.members)
+        retries.extend(_Chunk(members=(index,), attempt=chunk.attempt + 1) for index in chunk.members)
         return []
 
     def _resend_late(self, in_flight: dict[Any, _Chunk], retries: list[_Chunk], done: set[int]) -> list[int]:
@@ -161,7 +162,7 @@ class RayExecutor:
         now_s = time.monotonic()
         given_up: list[int] = []
         for ref, chunk in list(in_flight.items()):
-            if now_s - chunk.sent_s <= self._deadline_s:
+            if now_s - chunk.running_since_s <= self._deadline_s:
                 continue
             in_flight.pop(ref)
             self._ray.cancel(ref, force=True)
@@ -169,7 +170,7 @@ class RayExecutor:
             if chunk.attempt >= MAX_ATTEMPTS:
                 given_up.extend(missing)
             else:
-                retries.extend(_Chunk(members=(index,), attempt=chunk.attempt + 1, sent_s=0.0) for index in missing)
+                retries.extend(_Chunk(members=(index,), attempt=chunk.attempt + 1) for index in missing)
         return given_up
 
 

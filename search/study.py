@@ -308,13 +308,13 @@ class Study:
 
 
 def _opening(space: Space, budget: int) -> list[Strategy]:
-    """Every shape once, at about half the GPU budget: pairs take the partner of equal layout where there is one.
+    """Every layout once with middle limits, at about half the GPU budget; pairs take the most alike partner.
 
-    More shapes than `budget` are thinned evenly.
+    More layouts than `budget` are thinned evenly.
     """
     found: dict[Strategy, None] = {}
     for policy in space.allowed.collocated_policies:
-        for shape in space.shapes.get("m", ()):
+        for shape in space.central("m"):
             count = max(1, space.max_count(shape) // 2)
             found[Strategy(pools=(replace(shape, count=count),), policy=policy)] = None
     for policy in space.allowed.disaggregated_policies:
@@ -330,8 +330,8 @@ def _opening(space: Space, budget: int) -> list[Strategy]:
 
 
 def _partners(space: Space) -> Iterator[tuple[Pool, Pool]]:
-    """Each prefill shape and each decode shape at least once, beside the most alike of the other role."""
-    prefill, decode = space.shapes.get("p", ()), space.shapes.get("d", ())
+    """Each prefill and each decode layout at least once, beside the most alike of the other role."""
+    prefill, decode = space.central("p"), space.central("d")
     if not prefill or not decode:
         return
     for p in prefill:

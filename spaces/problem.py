@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 
 from estimator.build import build_instance
-from estimator.dtypes import KvDtype, WeightDtype
+from estimator.dtypes import Dtypes, KvDtype, WeightDtype
 from estimator.engine import Engine
 from estimator.errors import BestServeError
 from estimator.hardware import Gpu
 from estimator.instance import EngineLimits, Instance
+from estimator.memory import num_kv_blocks
 from estimator.model import ModelShape
 from estimator.outcome import Infeasible
 from estimator.parallelism import Parallelism
@@ -95,6 +96,22 @@ class Problem:
         if name not in self.gpus:
             raise BestServeError("gpu", name, "is not one of the problem's GPUs", ", ".join(sorted(self.gpus)))
         return self.gpus[name]
+
+
+def memory_fit(problem: Problem, pool: Pool) -> Infeasible | None:
+    """Why the pool's instance does not fit its GPUs' memory, by the estimator's own rule; or None."""
+    try:
+        blocks = num_kv_blocks(
+            problem.model,
+            problem.gpu(pool.gpu),
+            pool.parallelism,
+            dtypes=Dtypes(weight=problem.weight_dtype, kv=problem.kv_dtype),
+            limits=pool.limits(problem.engine.limits),
+            policy=problem.engine.memory,
+        )
+    except BestServeError as error:
+        return Infeasible(rule="divides", reason=str(error))
+    return blocks if isinstance(blocks, Infeasible) else None
 
 
 def instance_of(problem: Problem, pool: Pool) -> Instance | Infeasible:

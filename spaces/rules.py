@@ -1,7 +1,7 @@
 """Why a pool or a strategy cannot exist: named rules, each with its reason and the size of the violation.
 
 Each rule is a function; the first line of its docstring is what `bestserve space` prints about it. Shape rules need no
-memory arithmetic; the memory rule is the estimator's own, met when an instance is built (`spaces.problem.instance_of`).
+memory arithmetic; the memory rule is the estimator's own (`spaces.problem.memory_fit`).
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def fast_domain_gpus(gpu: Gpu) -> int:
 
 PoolRule = Callable[[Problem, Pool], Violation | None]
 SHAPE_RULES: Mapping[str, PoolRule] = MappingProxyType(
-    {rule.__name__: rule for rule in (layers, heads, experts, data_parallel, widths, fast_links, node_boundary)}
+    {rule.__name__: rule for rule in (layers, heads, experts, data_parallel, fast_links, node_boundary, widths)}
 )
 
 

@@ -17,7 +17,7 @@ from typing import Protocol
 
 from estimator.outcome import Infeasible
 from estimator.parallelism import Parallelism
-from spaces.problem import Problem, SearchSpace, instance_of
+from spaces.problem import Problem, SearchSpace, memory_fit
 from spaces.rules import broken_shape, broken_whole
 from spaces.strategy import Pool, Role, Strategy
 
@@ -41,11 +41,11 @@ class Recorded:
 
     def __init__(self, params: Mapping[str, str | int]) -> None:
         self.params = params
-        self.asked: dict[str, Sequence[str] | tuple[int, int]] = {}
+        self.asked: dict[str, list[str] | tuple[int, int]] = {}
 
     def suggest_categorical(self, name: str, choices: Sequence[str]) -> str:
         """The choice written down."""
-        self.asked[name] = choices
+        self.asked[name] = list(choices)
         return str(self.params[name])
 
     def suggest_int(self, name: str, low: int, high: int) -> int:
@@ -90,15 +90,15 @@ class Space:
                 self._reasons.setdefault(broken.rule, []).extend((pool, broken.reason) for pool in choices)
                 continue
             largest = max(choices, key=lambda pool: (pool.max_num_batched_tokens or 0, pool.max_num_seqs or 0))
-            if not isinstance(instance_of(self.problem, largest), Infeasible):
+            if memory_fit(self.problem, largest) is None:
                 yield from choices  # less room for activations and sequences never needs more memory
                 continue
             for pool in choices:
-                built = instance_of(self.problem, pool)
-                if isinstance(built, Infeasible):
-                    self._reasons.setdefault(built.rule, []).append((pool, built.reason))
-                else:
+                too_big = memory_fit(self.problem, pool)
+                if too_big is None:
                     yield pool
+                else:
+                    self._reasons.setdefault(too_big.rule, []).append((pool, too_big.reason))
 
     def _gpus(self, role: Role) -> tuple[str, ...]:
         allowed = self.allowed.gpus or tuple(self.problem.gpus)
@@ -128,6 +128,11 @@ class Space:
         most = self.max_gpus(shape.gpu)
         reason = f"{shape.num_gpus} GPUs of one instance, {most} {shape.gpu} allowed"
         return Infeasible(rule="gpu_budget", reason=reason, violation=shape.num_gpus / max(most, 1) - 1)
+
+    def central(self, role: Role) -> tuple[Pool, ...]:
+        """One shape per GPU and layout: the one with the middle limits of those allowed."""
+        layouts = [limits for layouts in self._trees.get(role, {}).values() for limits in layouts.values()]
+        return tuple(list(limits.values())[len(limits) // 2] for limits in layouts)
 
     def max_gpus(self, gpu: str) -> int:
         """Most GPUs of a type that a strategy may use."""

@@ -1,0 +1,94 @@
+"""The local and the Ray executor under one contract, and Ray's own troubles."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from search.evaluate import Evaluation
+from search.executor import Executor, LocalExecutor, RayExecutor
+from spaces.problem import Problem
+from spaces.space import Space
+from spaces.strategy import Strategy
+from tests.small_problem import made_up, small_problem
+
+FLAG = "BESTSERVE_TEST_FLAG"
+
+
+def troubled(problem: Problem, strategy: Strategy, seed: int) -> Evaluation:
+    """Raises for one strategy, kills its worker once for another, hangs once for a third."""
+    text = str(strategy)
+    flag = Path(os.environ[FLAG])
+    if text.startswith("3m-tp1@l40s,tokens=2048,seqs=64"):
+        raise ZeroDivisionError("poison")
+    if text.startswith("2m-tp1@l40s,tokens=2048,seqs=64") and not (flag / "killed").exists():
+        (flag / "killed").touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    if text.startswith("1m-tp1@l40s,tokens=2048,seqs=64") and not (flag / "hung").exists():
+        (flag / "hung").touch()
+        time.sleep(120)
+    return made_up(problem, strategy, seed)
+
+
+@pytest.fixture(params=["local", pytest.param("ray", marks=pytest.mark.ray)])
+def executor(request: pytest.FixtureRequest) -> Iterator[Executor]:
+    """Each executor in turn, on made-up evaluations."""
+    problem = small_problem()
+    if request.param == "local":
+        yield LocalExecutor(problem, seed=0, evaluate=made_up)
+        return
+    executor = RayExecutor(problem, seed=0, evaluate=made_up, workers=2)
+    yield executor
+    executor.close()
+
+
+def test_contract(executor: Executor) -> None:
+    """Every strategy comes back once, equal to its evaluation here; in order if asked; nothing for nothing."""
+    problem = small_problem()
+    strategies = list(Space(problem))
+    expected = {str(strategy): made_up(problem, strategy, 0) for strategy in strategies}
+    found = list(executor.run(strategies))
+    assert len(found) == len(strategies)
+    assert {e.strategy: repr(e) for e in found} == {text: repr(e) for text, e in expected.items()}
+    ordered = list(executor.run(strategies[::-1], in_order=True))
+    assert [e.strategy for e in ordered] == [str(strategy) for strategy in strategies[::-1]]
+    assert list(executor.run([])) == []
+
+
+@pytest.mark.ray
+def test_ray_survives_poison_a_killed_worker_and_a_hung_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One strategy raises, one kills its worker, one hangs past the deadline: all come back, one failed."""
+    monkeypatch.setenv(FLAG, str(tmp_path))
+    problem = small_problem(architectures=("collocated",))
+    strategies = list(Space(problem))
+    executor = RayExecutor(problem, seed=0, evaluate=troubled, workers=2, deadline_s=15.0)
+    try:
+        found = list(executor.run(strategies, in_order=True))
+    finally:
+        executor.close()
+    assert (tmp_path / "killed").exists()
+    assert (tmp_path / "hung").exists()
+    assert [e.strategy for e in found] == [str(strategy) for strategy in strategies]
+    broken = {e.strategy: e.reason for e in found if e.status == "failed"}
+    assert list(broken) == ["3m-tp1@l40s,tokens=2048,seqs=64"]
+    assert "ZeroDivisionError: poison" in broken["3m-tp1@l40s,tokens=2048,seqs=64"]
+
+
+@pytest.mark.ray
+def test_ray_keeps_to_itself() -> None:
+    """Ray runs without dashboard and usage reports, listening on this machine alone."""
+    executor = RayExecutor(small_problem(), seed=0, evaluate=made_up, workers=1)
+    try:
+        import ray
+
+        assert os.environ["RAY_USAGE_STATS_ENABLED"] == "0"
+        assert os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] == "0"
+        assert ray.nodes()[0]["NodeManagerAddress"] == "127.0.0.1"
+        assert executor.workers == 1
+    finally:
+        executor.close()
