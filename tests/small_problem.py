@@ -70,6 +70,6 @@ def made_up(problem: Problem, strategy: Strategy, seed: int) -> Evaluation:
 
 def _pool_rate(pool: Pool) -> float:
     degrees = pool.parallelism
-    layout = degrees.tp**0.85 * degrees.pp**0.7
+    layout: float = degrees.tp**0.85 * degrees.pp**0.7
     limits = (1.0 if pool.max_num_batched_tokens == 8192 else 0.9) * (1.0 if pool.max_num_seqs == 256 else 0.8)
     return SPEED[pool.gpu] * layout * limits * pool.count * (1.1 - 0.1 / pool.count)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -32,7 +33,7 @@ VIOLATIONS = [
 
 
 @pytest.mark.parametrize(("rule", "model", "text", "choices", "reason"), VIOLATIONS)
-def test_each_rule_names_itself(rule: str, model: str, text: str, choices: dict[str, object], reason: str) -> None:
+def test_each_rule_names_itself(rule: str, model: str, text: str, choices: dict[str, Any], reason: str) -> None:
     """A strategy that breaks one rule is told which, why, and by how much."""
     problem = small_problem(model, **choices)
     if rule == "widths":
@@ -76,7 +77,7 @@ def test_memory_removes_what_does_not_fit() -> None:
         {"prefill_gpus": ("h100_sxm",), "decode_gpus": ("l40s",)},
     ],
 )
-def test_size_counts_what_listing_lists(choices: dict[str, object]) -> None:
+def test_size_counts_what_listing_lists(choices: dict[str, Any]) -> None:
     """The size is counted without listing, and every strategy listed is different, in the space, and breaks no rule."""
     space = Space(small_problem(**choices))
     listed = list(space)

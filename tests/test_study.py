@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
@@ -21,7 +21,12 @@ from spaces.space import Space
 from spaces.strategy import Strategy
 from tests.small_problem import made_up, small_problem, usd_per_h
 
-LARGER = {"gpus": ("h100_sxm", "l40s", "h200_sxm"), "max_gpus": 12, "tp": (1, 2, 4), "max_num_seqs": (64, 128, 256)}
+LARGER: dict[str, Any] = {
+    "gpus": ("h100_sxm", "l40s", "h200_sxm"),
+    "max_gpus": 12,
+    "tp": (1, 2, 4),
+    "max_num_seqs": (64, 128, 256),
+}
 
 
 def run_study(problem: Problem, settings: Settings, journal: Journal | None = None) -> StudyResult:
@@ -48,6 +53,7 @@ def brute_force(problem: Problem) -> list[Evaluation]:
 
 
 @pytest.mark.parametrize("sampler", ["exhaustive", "random", "tpe", "nsga2", "nsga3"])
+@pytest.mark.filterwarnings("ignore:NSGAIIISampler is experimental")
 def test_front_of_a_small_space_is_the_true_one(sampler: SamplerName) -> None:
     """With a budget as large as the space, exhaustive listing, and with half of it every sampler, finds the front."""
     problem = small_problem()
@@ -208,5 +214,7 @@ def test_auto_says_why() -> None:
 def test_evaluations_survive_json() -> None:
     """A record read back from its plain values is equal, and unknown fields do not matter."""
     evaluation = made_up(small_problem(), Strategy.parse("1p-tp1@l40s+1d-tp1@l40s"), 0)
-    finite = replace(evaluation, **{name: 1.0 for name, value in evaluation.as_dict().items() if value != value})
+    values = {name: 1.0 if value != value else value for name, value in evaluation.as_dict().items()}
+    finite = Evaluation.from_dict(values)
     assert Evaluation.from_dict(finite.as_dict() | {"later": 1}) == finite
+    assert finite.goodput_req_s == evaluation.goodput_req_s
