@@ -41,7 +41,8 @@ def step_cost(kernels: StepKernels, costs: EngineCosts, limits: EngineLimits, *,
     body = _scaled(kernels.body_s, costs, grid)
     head = np.interp(q * seqs, grid, _scaled(kernels.head_s, costs, grid)) + costs.host_s_per_seq * seqs
     fixed = costs.layer_s * kernels.num_layers + costs.host_s
-    launch = np.interp(seqs, grid, costs.decode_attention_factor * kernels.decode_launch_s)
+    k_decode = costs.latent_attention_factor if kernels.is_latent else costs.decode_attention_factor
+    launch = np.interp(seqs, grid, k_decode * kernels.decode_launch_s)
     k_attention = costs.prefill_attention_factor * costs.prefill_factor
     mixed = costs.prefill_factor * body + k_attention * (kernels.prefill_launch_s + kernels.prefill_s_per_token * grid)
     mixed += costs.prefill_layer_s * kernels.num_layers + costs.prefill_host_s
@@ -49,8 +50,8 @@ def step_cost(kernels: StepKernels, costs: EngineCosts, limits: EngineLimits, *,
         decode_s=np.interp(q * seqs, grid, body) + head + launch + fixed,
         mixed_s=np.interp(tokens, grid, mixed),
         head_s=head,
-        kv_read_s_per_token=np.interp(seqs, grid, costs.decode_attention_factor * kernels.read_s_per_token),
-        window_read_s_per_token=np.interp(seqs, grid, costs.decode_attention_factor * kernels.window_read_s_per_token),
+        kv_read_s_per_token=np.interp(seqs, grid, k_decode * kernels.read_s_per_token),
+        window_read_s_per_token=np.interp(seqs, grid, k_decode * kernels.window_read_s_per_token),
         window_tokens=kernels.window_tokens,
         attention_s_per_pair=k_attention * kernels.pair_s,
         window_attention_s_per_pair=k_attention * kernels.window_pair_s,
@@ -61,7 +62,9 @@ def step_cost(kernels: StepKernels, costs: EngineCosts, limits: EngineLimits, *,
 def _scaled(parts: dict[Kind, FloatArray], costs: EngineCosts, grid: FloatArray) -> FloatArray:
     factors = {
         "gemm": costs.gemm_factor,
+        "block_gemm": costs.block_gemm_factor,
         "moe": costs.moe_factor,
+        "block_moe": costs.block_moe_factor,
         "link": costs.link_factor,
         "elementwise": costs.elementwise_factor,
     }
@@ -106,17 +109,34 @@ def build_instance(  # noqa: PLR0913  a layout has this many sides
         kernels = layout_kernels(model, gpu, engine, parallelism, dtypes, most_tokens)
     except BestServeError as error:
         return Infeasible(rule="divides", reason=str(error))
-    num_blocks = num_kv_blocks(model, gpu, parallelism, dtypes=dtypes, limits=limits, policy=engine.memory)
-    if isinstance(num_blocks, Infeasible):
-        return num_blocks
+    return instance_of(kernels, model, gpu, engine, parallelism=parallelism, limits=limits, dtypes=dtypes)
+
+
+def instance_of(  # noqa: PLR0913  a layout has this many sides
+    kernels: StepKernels,
+    model: ModelShape,
+    gpu: Gpu,
+    engine: Engine,
+    *,
+    parallelism: Parallelism,
+    limits: EngineLimits,
+    dtypes: Dtypes,
+    num_blocks: int | None = None,
+) -> Instance | Infeasible:
+    """The replica with kernels already timed; `num_blocks` replaces the memory fit where it is known."""
+    blocks: int | Infeasible | None = num_blocks
+    if blocks is None:
+        blocks = num_kv_blocks(model, gpu, parallelism, dtypes=dtypes, limits=limits, policy=engine.memory)
+    if isinstance(blocks, Infeasible):
+        return blocks
     costs = engine.costs_on(gpu.architecture)
     return Instance(
         cost=step_cost(kernels, costs, limits),
         limits=limits,
         parallelism=parallelism,
         gpu=gpu.name,
-        num_kv_blocks=num_blocks,
-        kv_bytes_per_token=kv_bytes_per_token(model, kv_dtype),
+        num_kv_blocks=blocks,
+        kv_bytes_per_token=kv_bytes_per_token(model, dtypes.kv),
         request_overhead_s=costs.request_overhead_s,
         stage_transfer_s=float(kernels.transfer_s[0]),
         tier=_worst_tier(load_timing(gpu, engine.name)),

@@ -31,18 +31,21 @@ from estimator.system import CollocatedPolicy
 
 COST_BOUNDS: Mapping[str, tuple[float, float]] = {
     "gemm_factor": (0.7, 1.6),
+    "block_gemm_factor": (0.2, 1.6),
     "decode_attention_factor": (0.5, 2.0),
+    "latent_attention_factor": (0.3, 2.0),
     "prefill_attention_factor": (0.5, 2.0),
-    "moe_factor": (0.6, 2.0),
-    "link_factor": (0.5, 3.0),
-    "elementwise_factor": (0.5, 3.0),
+    "moe_factor": (0.4, 2.0),
+    "block_moe_factor": (0.4, 2.0),
+    "link_factor": (0.3, 3.0),
+    "elementwise_factor": (0.1, 3.0),
     "prefill_factor": (0.8, 2.0),
     "layer_s": (0.0, 60e-6),
-    "prefill_layer_s": (0.0, 300e-6),
+    "prefill_layer_s": (0.0, 1e-3),
     "host_s": (0.0, 6e-3),
     "prefill_host_s": (0.0, 20e-3),
     "host_s_per_seq": (0.0, 100e-6),
-    "request_overhead_s": (0.0, 0.1),
+    "request_overhead_s": (0.0, 0.2),
     "request_overhead_s_per_token": (0.0, 30e-6),
 }  # wide enough for every engine, narrow enough that no fitted value stops meaning what it is called
 
@@ -52,9 +55,12 @@ class EngineCosts:
     """Time an engine adds around and on top of its kernels; symbols and formula in the module's docstring."""
 
     gemm_factor: float = 1.0
+    block_gemm_factor: float = 1.0
     decode_attention_factor: float = 1.0
+    latent_attention_factor: float = 1.0
     prefill_attention_factor: float = 1.0
     moe_factor: float = 1.0
+    block_moe_factor: float = 1.0
     link_factor: float = 1.0
     elementwise_factor: float = 1.0
     prefill_factor: float = 1.0

@@ -9,20 +9,21 @@ that is too little with KV blocks for four of the run's longest requests, and ma
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
-from estimator.build import build_instance, layout_kernels, step_cost
+from estimator.build import instance_of, layout_kernels
 from estimator.catalogue.engines import load_engine
 from estimator.catalogue.gpus import load_gpu
 from estimator.catalogue.models import load_model
 from estimator.dtypes import Dtypes, KvDtype, WeightDtype
 from estimator.engine import Engine
-from estimator.errors import BestServeError
 from estimator.instance import BLOCK_TOKENS, EngineLimits, Instance
 from estimator.latency import Percentiles, summarise
 from estimator.measured_runs import METRICS, MeasuredRun, PoolLayout
-from estimator.memory import kv_bytes_per_token
 from estimator.outcome import Infeasible
+from estimator.parallelism import Parallelism
 from estimator.simulate import simulate
+from estimator.stage import StepKernels
 from estimator.system import Collocated, Disaggregated, KvLink, System
 
 HAND_OVER_LATENCY_S = 5e-3  # control round trip of a KV hand-over: NIXL/Mooncake connectors, a few ms
@@ -78,45 +79,40 @@ def pool_instance(run: MeasuredRun, pool: PoolLayout, engine: Engine) -> tuple[I
     instance = _build(run, pool, engine)
     if isinstance(instance, Instance):
         return instance, False
-    if instance.rule != "memory":
-        raise BestServeError("layout", str(pool.parallelism), instance.reason, "a layout that divides the model")
     instance = _build(run, pool, replace(engine, memory=replace(engine.memory, utilisation_frac=1.0)))
-    return (instance, True) if isinstance(instance, Instance) else (_squeezed(run, pool, engine), True)
+    if isinstance(instance, Infeasible):
+        longest = run.input_bounds[1] + run.output_bounds[1]
+        instance = _build(run, pool, engine, num_blocks=-(-FALLBACK_REQUESTS * longest // BLOCK_TOKENS))
+    assert isinstance(instance, Instance)  # its blocks were given
+    return instance, True
 
 
-def _build(run: MeasuredRun, pool: PoolLayout, engine: Engine) -> Instance | Infeasible:
-    return build_instance(
-        model=load_model(run.model),
-        gpu=load_gpu(run.gpu),
-        engine=engine,
+def _build(run: MeasuredRun, pool: PoolLayout, engine: Engine, num_blocks: int | None = None) -> Instance | Infeasible:
+    limits = limits_of(run, engine)
+    dtypes = Dtypes(weight=_weight_dtype(run), kv=kv_dtype_of(run))
+    kernels = _kernels(run.model, run.gpu, run.engine, pool.parallelism, dtypes, limits)
+    return instance_of(
+        kernels,
+        load_model(run.model),
+        load_gpu(run.gpu),
+        engine,
         parallelism=pool.parallelism,
-        limits=limits_of(run, engine),
-        weight_dtype=_weight_dtype(run),
-        kv_dtype=kv_dtype_of(run),
+        limits=limits,
+        dtypes=dtypes,
+        num_blocks=num_blocks,
     )
+
+
+@lru_cache(maxsize=1024)
+def _kernels(
+    model: str, gpu: str, engine: str, parallelism: Parallelism, dtypes: Dtypes, limits: EngineLimits
+) -> StepKernels:
+    most_tokens = max(limits.max_num_batched_tokens, limits.max_num_seqs)
+    return layout_kernels(load_model(model), load_gpu(gpu), load_engine(engine), parallelism, dtypes, most_tokens)
 
 
 def _weight_dtype(run: MeasuredRun) -> WeightDtype:
     return Dtypes(weight=run.weight_dtype).weight  # type: ignore[arg-type]  # checked by Dtypes itself
-
-
-def _squeezed(run: MeasuredRun, pool: PoolLayout, engine: Engine) -> Instance:
-    """An instance whose KV blocks hold a few of the run's longest requests and no more."""
-    model, gpu, limits = load_model(run.model), load_gpu(run.gpu), limits_of(run, engine)
-    dtypes = Dtypes(weight=_weight_dtype(run), kv=kv_dtype_of(run))
-    most_tokens = max(limits.max_num_batched_tokens, limits.max_num_seqs)
-    kernels = layout_kernels(model, gpu, engine, pool.parallelism, dtypes, most_tokens)
-    costs = engine.costs_on(gpu.architecture)
-    longest = run.input_bounds[1] + run.output_bounds[1]
-    return Instance(
-        cost=step_cost(kernels, costs, limits),
-        limits=limits,
-        parallelism=pool.parallelism,
-        gpu=gpu.name,
-        num_kv_blocks=-(-FALLBACK_REQUESTS * longest // BLOCK_TOKENS),
-        kv_bytes_per_token=kv_bytes_per_token(model, dtypes.kv),
-        request_overhead_s=costs.request_overhead_s,
-    )
 
 
 def _system(run: MeasuredRun, instances: list[Instance], engine: Engine) -> System:

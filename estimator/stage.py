@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from estimator.attention import DecodeLine, PrefillLine
+from estimator.dtypes import WEIGHT_BYTES
 from estimator.operators import (
     AllGather,
     AllReduce,
@@ -40,7 +41,8 @@ from estimator.operators import (
 from estimator.timing import OperatorTiming
 
 FloatArray = NDArray[np.float64]
-Kind = Literal["gemm", "moe", "link", "elementwise", "attention"]
+Kind = Literal["gemm", "block_gemm", "moe", "block_moe", "link", "elementwise", "attention"]
+NVFP4_BYTES = WEIGHT_BYTES["fp4"]
 TokenOperator = Gemm | ExpertFfn | Elementwise | AllReduce | AllGather | AllToAll | StageTransfer
 
 
@@ -53,13 +55,13 @@ def token_grid(most: int) -> FloatArray:
     return np.asarray(grid[grid <= most], dtype=np.float64)
 
 
-def kind_of(operator: Operator) -> Kind:
-    """The kind whose factor of `EngineCosts` scales the operator."""
+def kind_of(operator: Operator, *, block_scaled: bool = False) -> Kind:
+    """The kind whose factor of `EngineCosts` scales the operator; block-scaled fp8 has kernels of its own."""
     match operator:
         case Gemm():
-            return "gemm"
+            return "block_gemm" if kernel_dtype(operator, block_scaled=block_scaled) == "fp8_block" else "gemm"
         case ExpertFfn():
-            return "moe"
+            return "block_moe" if kernel_dtype(operator, block_scaled=block_scaled) == "fp8_block" else "moe"
         case AllReduce() | AllGather() | AllToAll() | StageTransfer():
             return "link"
         case Elementwise():
@@ -82,7 +84,8 @@ class StepKernels:
     """Kernel seconds of one stage and rank on the token grid; symbols in the module's docstring.
 
     `window_*` belong to windowed and top-k layers, which read at most `window_tokens` tokens a sequence.
-    `prefill_launch_s` once a mixed step, `prefill_s_per_token` per new token.
+    `is_latent`: attention reads one latent for all heads. `prefill_launch_s` once a mixed step, `prefill_s_per_token`
+    per new token.
     """
 
     tokens: FloatArray
@@ -93,6 +96,7 @@ class StepKernels:
     read_s_per_token: FloatArray
     window_read_s_per_token: FloatArray
     window_tokens: int = 0
+    is_latent: bool = False
     prefill_launch_s: float = 0.0
     prefill_s_per_token: float = 0.0
     pair_s: float = 0.0
@@ -127,6 +131,9 @@ def step_kernels(
         window_read_s_per_token=zeros,
         transfer_s=zeros,
     )
+    operators = tuple(operators)
+    kernels.is_latent = any(isinstance(operator, LatentAttentionOp | SparseAttentionOp) for operator in operators)
+    blocks = any(isinstance(operator, ExpertFfn) for operator in operators)
     for operator in operators:
         match operator:
             case GroupedAttention() | LatentAttentionOp() | SparseAttentionOp() | DeltaNetOp():
@@ -136,8 +143,8 @@ def step_kernels(
                 kernels.transfer_s = kernels.transfer_s + operator.count * token_s(operator, timing, tokens)
             case _:
                 part = kernels.head_s if is_head(operator) else kernels.body_s
-                seconds = operator.count * token_s(operator, timing, tokens, power_law=power_law)
-                kind = kind_of(operator)
+                seconds = operator.count * token_s(operator, timing, tokens, power_law=power_law, block_scaled=blocks)
+                kind = kind_of(operator, block_scaled=blocks)
                 part[kind] = part.get(kind, zeros) + seconds
     return kernels
 
@@ -147,13 +154,32 @@ def is_head(operator: Operator) -> bool:
     return isinstance(operator, Gemm | Elementwise | AllGather) and operator.role == "head"
 
 
+def kernel_dtype(operator: Gemm | ExpertFfn, *, block_scaled: bool) -> str:
+    """Format that names the kernel.
+
+    fp8 of models with experts is scaled in blocks of 128 × 128 (their published checkpoints: DeepSeek, Qwen3, MiniMax,
+    GLM), of dense ones per tensor; 4-bit experts that are smaller than NVFP4 are MXFP4, as gpt-oss is published.
+    """
+    if operator.dtype == "fp8" and (block_scaled or isinstance(operator, ExpertFfn)):
+        return "fp8_block"
+    if isinstance(operator, ExpertFfn) and operator.dtype == "fp4" and operator.bytes_per_parameter < NVFP4_BYTES:
+        return "mxfp4"
+    return operator.dtype
+
+
 def token_s(
-    operator: TokenOperator, timing: OperatorTiming, tokens: FloatArray, *, power_law: bool = False
+    operator: TokenOperator,
+    timing: OperatorTiming,
+    tokens: FloatArray,
+    *,
+    power_law: bool = False,
+    block_scaled: bool = False,
 ) -> FloatArray:
     """Seconds per call of an operator whose time depends on the rank's tokens alone, (num_points,)."""
     match operator:
         case Gemm():
-            return timing.gemm_s(tokens, n=operator.n, k=operator.k, dtype=operator.dtype)
+            dtype = kernel_dtype(operator, block_scaled=block_scaled)
+            return timing.gemm_s(tokens, n=operator.n, k=operator.k, dtype=dtype)
         case ExpertFfn():
             return timing.moe_s(
                 tokens * operator.ranks,
@@ -162,8 +188,8 @@ def token_s(
                 num_experts=operator.num_experts,
                 experts_per_gpu=operator.experts_per_gpu,
                 top_k=operator.top_k,
-                dtype=operator.dtype,
-                power_law=power_law and operator.ep > 1,
+                dtype=kernel_dtype(operator, block_scaled=block_scaled),
+                power_law=power_law,
             )
         case Elementwise():
             return timing.elementwise_s(operator.bytes(tokens))
