@@ -136,6 +136,7 @@ def breakdown_figure(view: View) -> dict[str, Any] | None:
                     "text": [operator if ms_by_label.get(label) else "" for label in labels],
                     "textposition": "inside",
                     "insidetextanchor": "middle",
+                    "textangle": 0,
                     "hovertemplate": f"<b>{operator}</b><br>%{{x:.2f}} ms, {bound}-bound<extra>%{{y}}</extra>",
                     "marker": {
                         "color": BOUND_COLOURS[bound],
