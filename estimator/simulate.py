@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
 from estimator.errors import BestServeError
-from estimator.instance import BLOCK_TOKENS
-from estimator.kernels.collocated import CHUNKED, PREFILL_FIRST, STATIC, run_collocated
+from estimator.kernels.collocated import CHUNKED, PREFILL_FIRST, STATIC
+from estimator.kernels.disaggregated import run_disaggregated
+from estimator.kernels.lanes import Jobs, Pool, decode_steps, run_pool
 from estimator.requests import Requests
-from estimator.simulation import FINISHED, ITL_EDGES_S, REJECTED, PoolIntegrals, Simulation
+from estimator.simulation import FINISHED, ITL_EDGES_S, REJECTED, Simulation
 from estimator.system import Collocated, System
 
-FloatArray = NDArray[np.float64]
-IntArray = NDArray[np.int64]
 _POLICIES = {"chunked": CHUNKED, "prefill_first": PREFILL_FIRST, "static": STATIC}
 
 
@@ -21,110 +19,38 @@ def simulate(system: System, requests: Requests, *, concurrency: int | None = No
     """Times of every request under `system`.
 
     Open loop by the requests' own arrival times, or closed loop with `concurrency` requests in flight: all sent at 0,
-    then one per completion. The same input and seed give the same bytes.
+    then one per completion. The same input and `seed` give the same bytes (round robin draws no numbers). Raises
+    `BestServeError` for a router or policy that is not simulated.
     """
-    if not isinstance(system, Collocated):
-        from estimator.kernels.disaggregated import run_disaggregated
-
-        return run_disaggregated(system, requests, concurrency, seed)
     if system.router != "round_robin":
-        raise BestServeError(
-            "router", system.router, "is not simulated in front of collocated instances", "round_robin"
-        )
-    return _run_lanes(system, requests, concurrency)
-
-
-def _run_lanes(system: Collocated, requests: Requests, concurrency: int | None) -> Simulation:
-    """Every m-th request to one of m lanes; a lane is one attention-dp rank or pipeline micro-batch of an instance.
-
-    Lanes of one instance share its steps: each is charged the step of all ranks at its own size; pp lanes take turns
-    on the stages, so that each sees pp stage times a step.
-    """
+        raise BestServeError("router", system.router, "is not simulated", "round_robin")
+    if not isinstance(system, Collocated):
+        return run_disaggregated(system, requests, concurrency, seed)
     instance = system.instance
-    num, num_lanes = len(requests), system.num_instances * instance.parallelism.dp * instance.parallelism.pp
-    out = np.full((4, num), np.nan)
-    out[3] = requests.arrival_s if concurrency is None else 0.0
-    weights = np.zeros(len(ITL_EDGES_S) - 1)
-    totals = np.zeros(5)
-    for lane in range(min(num_lanes, num)):
-        mine = np.arange(lane, num, num_lanes)
-        share = 0 if concurrency is None else concurrency // num_lanes + (lane < concurrency % num_lanes)
-        if concurrency is not None and share == 0:
-            continue
-        lane_out = np.ascontiguousarray(out[:, mine])
-        lane_totals = _run_lane(system, requests, mine, share, lane_out, weights)
-        out[:, mine] = lane_out
-        totals[:4] += lane_totals[:4]
-        totals[4] = max(totals[4], lane_totals[4])
-    return _simulation(system, requests, out, weights, totals)
-
-
-def _run_lane(
-    system: Collocated, requests: Requests, mine: IntArray, concurrency: int, out: FloatArray, weights: FloatArray
-) -> FloatArray:
-    instance = system.instance
-    cost, pp = instance.cost, instance.parallelism.pp
-    steps = np.ceil((requests.output_tokens[mine] - 1) / cost.accepted_tokens_per_step).astype(np.int64)
-    prompt = requests.input_tokens[mine] - requests.cached_tokens[mine]
-    packed = (out[3] + instance.request_overhead_s, prompt, requests.cached_tokens[mine], steps)
-    hop = (pp - 1) * instance.stage_transfer_s
-    tables = (
-        cost.decode_s * pp + hop,
-        cost.mixed_s * pp + hop,
-        cost.head_s,
-        cost.kv_read_s_per_token * pp,
-        cost.window_read_s_per_token * pp,
+    sent_s = requests.arrival_s if concurrency is None else np.zeros(len(requests))
+    jobs = Jobs(
+        visible_s=sent_s + instance.request_overhead_s,
+        prompt_tokens=requests.input_tokens - requests.cached_tokens,
+        cached_tokens=requests.cached_tokens,
+        decode_steps=decode_steps(requests, instance),
+        handed_tokens=np.zeros(len(requests)),
     )
-    totals: FloatArray = run_collocated(packed, tables, _settings(system), concurrency, out, weights)
-    return totals
-
-
-def _settings(system: Collocated) -> FloatArray:
-    instance = system.instance
-    cost, limits, pp = instance.cost, instance.limits, instance.parallelism.pp
-    return np.array(
-        [
-            _POLICIES[system.policy],
-            limits.max_num_batched_tokens,
-            max(1, limits.max_num_seqs // pp),
-            instance.capacity_tokens / pp,
-            cost.window_tokens,
-            cost.attention_s_per_pair * pp,
-            cost.window_attention_s_per_pair * pp,
-            cost.decode_tokens_per_seq,
-            cost.accepted_tokens_per_step,
-            instance.request_overhead_s,
-        ],
-        dtype=np.float64,
-    )
-
-
-def _simulation(
-    system: Collocated, requests: Requests, out: FloatArray, weights: FloatArray, totals: FloatArray
-) -> Simulation:
-    start, first, finish, arrival = out
-    status = np.where(np.isfinite(finish), FINISHED, REJECTED).astype(np.int8)
-    done = status == FINISHED
-    begin = float(arrival.min()) if len(requests) else 0.0
-    lanes_per_instance = system.instance.parallelism.dp * system.instance.parallelism.pp
-    pool = PoolIntegrals(
+    pool = Pool(
+        instance=instance,
         num_instances=system.num_instances,
-        duration_s=max(0.0, float(totals[4]) - begin),
-        busy_s=float(totals[0]) / lanes_per_instance,
-        running_seq_s=float(np.sum((finish - start)[done])),
-        waiting_seq_s=float(np.sum((start - arrival)[done])),
-        kv_block_s=float(totals[1]) / BLOCK_TOKENS,
-        num_steps=int(totals[2]),
-        num_preemptions=int(totals[3]),
+        policy=_POLICIES[system.policy],
+        max_num_batched_tokens=instance.limits.max_num_batched_tokens,
     )
+    weights = np.zeros(len(ITL_EDGES_S) - 1)
+    run = run_pool(pool, jobs, weights, concurrency=concurrency)
     return Simulation(
-        arrival_s=arrival,
-        prefill_start_s=start,
-        first_token_s=first,
+        arrival_s=run.arrival_s,
+        prefill_start_s=run.start_s,
+        first_token_s=run.first_s,
         kv_arrival_s=np.full(len(requests), np.nan),
-        finish_s=finish,
+        finish_s=run.finish_s,
         output_tokens=requests.output_tokens,
-        status=status,
+        status=np.where(np.isfinite(run.finish_s), FINISHED, REJECTED).astype(np.int8),
         itl_weight=weights,
-        decode=pool,
+        decode=run.integrals,
     )

@@ -68,7 +68,7 @@ class DisaggregatedPolicy:
     prefill_order: PrefillOrder = "fcfs"
     scheduling_batch: int = 1
     chunk_tokens: int = 0
-    decode_placement: Router = "least_outstanding"
+    decode_placement: Router = "round_robin"
     admission: Admission = "greedy"
     bucket_tokens: int = 200
     prediction_accuracy: float = 0.749

@@ -14,6 +14,7 @@ KV use is counted in tokens; half a block per resident sequence is the expected 
 | visible | arrival + request overhead, s |
 | prompt, seen | tokens to compute, tokens found in the prefix cache |
 | steps | decode steps after the first token |
+| arrived | tokens whose KV cache was handed over, 0 for a prompt to compute |
 """
 
 from __future__ import annotations
@@ -80,21 +81,21 @@ def release(visible, out, concurrency, released, t, overhead):
 
 
 @njit(cache=True)
-def run_collocated(requests, tables, settings, concurrency, out, weights):
+def run_lane(requests, tables, settings, concurrency, out, weights):
     """Simulates one instance; fills `out` (4, num): prefill start, first token, finish, arrival; returns totals.
 
-    requests: (visible, prompt, seen, steps); tables: (D, M, H, b, b_w); settings: float array
+    requests: (visible, prompt, seen, steps, arrived); tables: (D, M, H, b, b_w); settings: float array
     (policy, max tokens, max seqs, KV tokens, W, c, c_w, q, gain, overhead). Totals: busy s, kv token·s, steps,
     preemptions, end s. `clock` counts decode steps: a sequence that joined at clock j with s steps to go ends at j + s
     and holds its prompt and (clock − j)·gain tokens.
     """
-    visible, prompt, seen, steps = requests
+    visible, prompt, seen, steps, arrived = requests
     D, M, H, B, BW = tables
     policy, max_tokens, max_seqs = int(settings[0]), int(settings[1]), int(settings[2])
     capacity, window, c, cw = settings[3], settings[4], settings[5], settings[6]
     q, gain, overhead = int(settings[7]), settings[8], settings[9]
     num = len(visible)
-    todo, held, left, join = prompt.copy(), np.zeros(num), steps.copy(), np.zeros(num, np.int64)
+    todo, held, left, join = prompt.copy(), arrived.copy(), steps.copy(), np.zeros(num, np.int64)
     pre, dec, redo = np.empty(max_seqs, np.int64), np.empty(max_seqs, np.int64), np.empty(num, np.int64)
     n_pre = n_dec = n_redo = head = come = clock = 0
     released = num if concurrency == 0 else min(concurrency, num)
@@ -115,20 +116,24 @@ def run_collocated(requests, tables, settings, concurrency, out, weights):
                 if n_pre + n_dec >= max_seqs or (n_redo == 0 and head == come) or (policy == STATIC and n_dec > 0):
                     break
                 i = redo[n_redo - 1] if n_redo > 0 else head
-                need = todo[i] + HALF_BLOCK * (n_pre + n_dec + 1)
+                need = todo[i] + held[i] + HALF_BLOCK * (n_pre + n_dec + 1)
                 if used + need > capacity and n_pre + n_dec > 0:
                     break
                 if n_redo > 0:
                     n_redo -= 1
                 else:
                     head += 1
-                    if todo[i] + steps[i] * gain + HALF_BLOCK > capacity:
+                    if todo[i] + held[i] + steps[i] * gain + HALF_BLOCK > capacity:
                         released = release(visible, out, concurrency, released, t, overhead)
                         continue  # can never fit: rejected
                     out[0, i] = t
+                used += todo[i] + held[i]
+                if todo[i] == 0:  # its KV cache was handed over: it decodes at once
+                    dec[n_dec], join[i] = i, clock
+                    n_dec, cached, budget = n_dec + 1, cached + held[i] + seen[i], budget - q
+                    continue
                 pre[n_pre] = i
                 n_pre += 1
-                used += todo[i]
             i = pre[slot]
             new = min(todo[i], budget)
             sees = seen[i] + held[i] + (new + 1) / 2
@@ -144,7 +149,7 @@ def run_collocated(requests, tables, settings, concurrency, out, weights):
             ending = 0
             for slot in range(n_pre):
                 ending += todo[pre[slot]] == 0
-            span = M[tokens + q * n] + H[min(n + ending, len(H) - 1)] + c * pairs + cw * window_pairs
+            span = M[min(tokens + q * n, len(M) - 1)] + H[min(n + ending, len(H) - 1)] + c * pairs + cw * window_pairs
             if n > 0:
                 span += B[n] * cached + BW[n] * min(cached, n * window)
                 record_gaps(weights, 40.0, span / gain, span / gain, n * gain)
