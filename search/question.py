@@ -13,7 +13,6 @@ from estimator.catalogue.prices import load_prices
 from estimator.cost import PRICE_KINDS, PriceCard, default_cards
 from estimator.errors import BestServeError
 from estimator.hardware import Gpu
-from estimator.requests import Requests
 from estimator.slo import Slo, SloTarget
 from estimator.workload import (
     Arrivals,
@@ -44,6 +43,7 @@ from search.spec import (
     TrafficSpec,
     UniformTokens,
 )
+from search.traces import load_trace
 from spaces.problem import Problem, SearchSpace
 from spaces.strategy import COLLOCATED_POLICIES, DISAGGREGATED_POLICIES
 
@@ -153,7 +153,7 @@ def _lengths(traffic: TrafficSpec) -> Lengths:
             sides = [LognormalTokens(median_tokens=t.median, sigma=t.sigma, max_tokens=t.max) for t in (i, o)]
             return LognormalLengths(input=sides[0], output=sides[1], correlation=correlation)
         case EmpiricalTokens(path=path):
-            trace = _trace(path)
+            trace = load_trace(Path(path))
             return EmpiricalLengths(input_tokens=trace.input_tokens, output_tokens=trace.output_tokens)
 
 
@@ -164,14 +164,8 @@ def _arrivals(traffic: TrafficSpec) -> Arrivals:
         case ConstantSpec():
             return ConstantArrivals()
         case TraceSpec(path=path):
-            return TraceArrivals(observed_s=np.diff(_trace(path).arrival_s))
+            return TraceArrivals(observed_s=np.diff(load_trace(Path(path)).arrival_s))
     return PoissonArrivals()
-
-
-def _trace(path: str) -> Requests:
-    from estimator.traces import load_trace
-
-    return load_trace(Path(path))
 
 
 def slo_of(spec: SloSpec) -> Slo:
