@@ -223,6 +223,6 @@ def _start_ray(workers: int | None, address: str | None) -> Any:
         log_to_driver=False,
         logging_level="ERROR",
         object_store_memory=128 << 20,
-        _node_ip_address="127.0.0.1",
+        _node_ip_address="127.0.0.2",  # loopback; Ray replaces 127.0.0.1 by the network address
     )
     return ray

@@ -88,7 +88,7 @@ def test_ray_keeps_to_itself() -> None:
 
         assert os.environ["RAY_USAGE_STATS_ENABLED"] == "0"
         assert os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] == "0"
-        assert ray.nodes()[0]["NodeManagerAddress"] == "127.0.0.1"
+        assert ray.nodes()[0]["NodeManagerAddress"] == "127.0.0.2"
         assert executor.workers == 1
     finally:
         executor.close()
