@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from estimator.catalogue.timing import load_timing
 from estimator.dtypes import Dtypes, KvDtype, WeightDtype
-from estimator.engine import Engine, EngineCosts
+from estimator.engine import ADMISSION_SEQS, Engine, EngineCosts
 from estimator.errors import BestServeError
 from estimator.hardware import Gpu
 from estimator.instance import EngineLimits, Instance
@@ -130,14 +130,16 @@ def instance_of(  # noqa: PLR0913  a layout has this many sides
     if isinstance(blocks, Infeasible):
         return blocks
     costs = engine.costs_on(gpu.architecture)
+    cost = step_cost(kernels, costs, limits)
+    step_s = float(cost.decode_s[min(ADMISSION_SEQS, limits.max_num_seqs)])
     return Instance(
-        cost=step_cost(kernels, costs, limits),
+        cost=cost,
         limits=limits,
         parallelism=parallelism,
         gpu=gpu.name,
         num_kv_blocks=blocks,
         kv_bytes_per_token=kv_bytes_per_token(model, dtypes.kv),
-        request_overhead_s=costs.request_overhead_s,
+        request_overhead_s=costs.request_overhead_s + costs.admission_steps * step_s,
         stage_transfer_s=float(kernels.transfer_s[0]),
         tier=_worst_tier(load_timing(gpu, engine.name)),
     )

@@ -13,7 +13,8 @@ plus time in which the GPU waits for the host:
 | l, l_p | `layer_s`, `prefill_layer_s`: launch gaps and small kernels of a layer that no operator lists | s |
 | h, h_p | `host_s`, `prefill_host_s`: scheduling, input preparation, sampling, detokenisation of a step | s |
 | h_seq | `host_s_per_seq` | s |
-| o, o_tok | `request_overhead_s`, `request_overhead_s_per_token`: HTTP, tokenisation, once a request | s |
+| o | `request_overhead_s`: HTTP, tokenisation, queue hand-over, once a request | s |
+| a | `admission_steps`: decode steps (of `ADMISSION_SEQS` sequences) before the scheduler sees a request | 1 |
 
 The values live in `estimator/catalogue/engines.toml` (limits, memory, policy, bounds: written by hand with source and
 date) and `engines_fit.json` (costs: fitted on whole runs by `estimator.calibrate_runs`).
@@ -29,6 +30,7 @@ from estimator.instance import EngineLimits
 from estimator.memory import MemoryPolicy
 from estimator.system import CollocatedPolicy
 
+ADMISSION_SEQS = 16  # SGLang polls its queue every --scheduler-recv-interval steps; a step of a middling batch
 COST_BOUNDS: Mapping[str, tuple[float, float]] = {
     "gemm_factor": (0.7, 1.6),
     "block_gemm_factor": (0.2, 1.6),
@@ -46,7 +48,7 @@ COST_BOUNDS: Mapping[str, tuple[float, float]] = {
     "prefill_host_s": (0.0, 20e-3),
     "host_s_per_seq": (0.0, 100e-6),
     "request_overhead_s": (0.0, 0.2),
-    "request_overhead_s_per_token": (0.0, 30e-6),
+    "admission_steps": (0.0, 30.0),
 }  # wide enough for every engine, narrow enough that no fitted value stops meaning what it is called
 
 
@@ -70,7 +72,7 @@ class EngineCosts:
     prefill_host_s: float = 2e-3
     host_s_per_seq: float = 5e-6
     request_overhead_s: float = 0.025
-    request_overhead_s_per_token: float = 0.0
+    admission_steps: float = 0.0
 
     def __post_init__(self) -> None:
         for field in fields(self):

@@ -6,6 +6,7 @@ import json
 import tomllib
 from functools import cache, lru_cache
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 from estimator.engine import Engine, EngineCosts
@@ -14,6 +15,7 @@ from estimator.instance import EngineLimits
 from estimator.memory import MemoryPolicy
 
 _FOLDER = files("estimator.catalogue")
+FIT_PATH = Path(str(_FOLDER.joinpath("engines_fit.json")))
 
 
 @lru_cache(maxsize=1)
@@ -23,10 +25,9 @@ def _cards() -> dict[str, dict[str, Any]]:
 
 @lru_cache(maxsize=1)
 def _fitted() -> dict[str, dict[str, dict[str, float]]]:
-    path = _FOLDER.joinpath("engines_fit.json")
-    if not path.is_file():
+    if not FIT_PATH.is_file():
         return {}
-    costs: dict[str, dict[str, dict[str, float]]] = json.loads(path.read_text(encoding="utf-8"))["costs"]
+    costs: dict[str, dict[str, dict[str, float]]] = json.loads(FIT_PATH.read_text(encoding="utf-8"))["costs"]
     return costs
 
 
