@@ -48,6 +48,7 @@ from spaces.problem import Problem, SearchSpace
 from spaces.strategy import COLLOCATED_POLICIES, DISAGGREGATED_POLICIES
 
 BITS_PER_BYTE = 8
+OWN = "own"  # provider of the user's own price cards: they go with any other
 
 
 def problem_of(spec: Spec) -> Problem:
@@ -114,7 +115,7 @@ def cards_of(spec: Spec) -> dict[str, PriceCard]:
 def _own_card(gpu: str, price: PriceSpec) -> PriceCard:
     return PriceCard(
         id=f"own-{gpu}",
-        provider="own",
+        provider=OWN,
         gpu=gpu,
         gpus_per_node=price.gpus_per_node,
         kind="on_demand",
@@ -199,6 +200,7 @@ def space_of(spec: Spec) -> SearchSpace:
         if chosen:
             given[f"{name}_policies"] = chosen
     return SearchSpace(
+        providers={gpu: card.provider for gpu, card in cards_of(spec).items() if card.provider != OWN},
         max_gpus=search.max_gpus,
         gpus=tuple(spec.gpu_names),
         architectures=tuple(search.architectures),

@@ -32,7 +32,8 @@ class SearchSpace:
     `gpus` empty: every GPU of the problem; `prefill_gpus`/`decode_gpus` narrow the two pools further. `owned`: most
     GPUs of a type that may be used. `max_gpus`: of all types together. A limit of None is the engine's own.
     `only`/`forbid`: shell patterns over the written form (`*-tp8@l40s*`); with `only`, at least one must match.
-    `whole_nodes`: the GPUs of each type must fill whole nodes.
+    `whole_nodes`: the GPUs of each type must fill whole nodes. `providers`: who sells a GPU type; types of different
+    providers do not share a cluster, types without one go anywhere.
     Prefill pools choose a token budget and decode pools a number of sequences; the other limit hardly matters there.
     """
 
@@ -53,6 +54,7 @@ class SearchSpace:
     only: tuple[str, ...] = ()
     forbid: tuple[str, ...] = ()
     whole_nodes: bool = False
+    providers: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.max_gpus < 1:

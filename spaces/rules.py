@@ -150,9 +150,15 @@ def whole_nodes(problem: Problem, strategy: Strategy) -> Violation | None:
     return None
 
 
+def one_provider(problem: Problem, strategy: Strategy) -> Violation | None:
+    """GPU types that work together are priced at one provider: caches cannot cross between two."""
+    providers = {problem.space.providers[gpu] for gpu in strategy.gpu_counts if gpu in problem.space.providers}
+    return (f"GPUs of {' and '.join(sorted(providers))}", len(providers) - 1.0) if len(providers) > 1 else None
+
+
 StrategyRule = Callable[[Problem, Strategy], Violation | None]
 STRATEGY_RULES: Mapping[str, StrategyRule] = MappingProxyType(
-    {rule.__name__: rule for rule in (gpu_budget, owned, whole_nodes, patterns)}
+    {rule.__name__: rule for rule in (gpu_budget, owned, whole_nodes, one_provider, patterns)}
 )
 MEMORY_RULE = "memory"
 EXPLANATIONS: Mapping[str, str] = MappingProxyType(

@@ -15,6 +15,7 @@ from spaces.space import Recorded, Space
 from spaces.strategy import Strategy
 from tests.small_problem import small_problem
 
+ELSEWHERE = {"h100_sxm": "a", "l40s": "b"}
 VIOLATIONS = [
     ("layers", "llama-3.1-8b", "1m-tp1-pp64@h100_sxm", {}, "pp = 64 stages for 32 layers"),
     ("heads", "llama-3.1-8b", "1m-tp3@h100_sxm", {}, "tp = 3 does not divide 32 attention heads"),
@@ -27,6 +28,7 @@ VIOLATIONS = [
     ("gpu_budget", "llama-3.1-8b", "5m-tp1@h100_sxm", {}, "5 GPUs, 4 allowed"),
     ("owned", "llama-3.1-8b", "2m-tp1@l40s", {"owned": {"l40s": 1}}, "2 l40s, 1 owned"),
     ("whole_nodes", "llama-3.1-8b", "1m-tp1@l40s", {"whole_nodes": True}, "1 l40s do not fill nodes"),
+    ("one_provider", "llama-3.1-8b", "1p-tp1@h100_sxm+1d-tp1@l40s", {"providers": ELSEWHERE}, "GPUs of a and b"),
     ("patterns", "llama-3.1-8b", "1m-tp1@l40s", {"forbid": ("*@l40s*",)}, "forbidden by *@l40s*"),
     ("patterns", "llama-3.1-8b", "1m-tp1@l40s", {"only": ("*@h100*",)}, "matches none"),
 ]
