@@ -5,7 +5,7 @@
 
 | symbol | from | unit |
 |---|---|---|
-| a | H·2·(d + softmax_dims)/(peak·η_c) | s per pair |
+| a | 2·(H + head_half)·(d + softmax_dims)/(peak·η_c) | s per pair |
 | b | a·pad_tokens + io bytes of a token/(bandwidth·η_m) | s per token |
 | c(n) | G·‖ 2d·bytes/(bandwidth·η_m(n·G)), rows·2d/(peak·η_c) ‖ | s per cached token |
 | launch(n) | launch + n·block_tokens·c(n) + n·io bytes/(bandwidth·η_m) | s |
@@ -61,10 +61,11 @@ class HeadShape:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrefillCurve:
-    """Prefill attention; symbols in the module's docstring."""
+    """Prefill attention; symbols in the module's docstring. `head_half`: heads that leave the GPU half empty."""
 
     launch_s: float = 8e-6
     compute_frac: float = 0.55
+    head_half: float = 0.0
     softmax_dims: float = 40.0
     pad_tokens: float = 64.0
     memory_frac: float = 0.6
@@ -72,6 +73,7 @@ class PrefillCurve:
     BOUNDS: ClassVar[Bounds] = {
         "launch_s": (1e-6, 60e-6),
         "compute_frac": (0.03, 2.2),
+        "head_half": (0.0, 16.0),
         "softmax_dims": (0.0, 600.0),
         "pad_tokens": (0.0, 1024.0),
         "memory_frac": (0.05, 1.05),
@@ -79,7 +81,7 @@ class PrefillCurve:
 
     def coefficients(self, gpu: Gpu, shape: HeadShape) -> tuple[FloatArray, FloatArray]:
         """s per pair and s per token, broadcast shape of the heads."""
-        flop = 2.0 * shape.num_heads * (shape.dims + self.softmax_dims)
+        flop = 2.0 * (shape.num_heads + self.head_half) * (shape.dims + self.softmax_dims)
         s_per_pair = np.asarray(flop / (gpu.peak_flop_per_s("bf16") * self.compute_frac))
         io_s = shape.io_bytes / (gpu.bandwidth_bytes_per_s * self.memory_frac)
         return s_per_pair, np.asarray(self.pad_tokens * s_per_pair + io_s)

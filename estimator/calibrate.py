@@ -70,11 +70,9 @@ def fit_operators(measured_dir: Path, out_dir: Path = CARDS_DIR, kinds: Iterable
 
     With `kinds` the other kinds' entries of existing cards are kept.
     """
-    chosen = set(kinds)
+    chosen = frozenset(kinds)
     cards: dict[str, list[dict[str, Any]]] = {}
-    for group in measured_groups(measured_dir):
-        if chosen and group.kind not in chosen:
-            continue
+    for group in measured_groups(measured_dir, chosen):
         fit = fit_group(group)
         entry = _entry(group, fit)
         print(_line(group.gpu.name, entry), flush=True)

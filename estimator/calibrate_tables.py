@@ -2,7 +2,7 @@
 
 Tables are `op_*.parquet` of ai-dynamo/aiconfigurator (Apache-2.0), August 2026; `message_size` counts elements of two
 bytes, heads are per GPU, `step` + 1 tokens are cached. Rows outside of what serving does are left out: products with
-n or k under 128, prefill of under 64 tokens, decode over under 128 cached tokens.
+n or k under 128, prefill of under 64 tokens, decode over under 128 cached tokens or with over 64 heads per GPU.
 """
 
 from __future__ import annotations
@@ -21,11 +21,20 @@ from estimator.attention import DecodeCurve, HeadShape, PrefillCurve
 from estimator.catalogue.gpus import load_gpu
 from estimator.collectives import CollectiveKind, LinkCurve
 from estimator.hardware import Gpu
-from estimator.roofline import ElementwiseCurve, ExpertCurve, ExpertLayer, FloatArray, GemmCurve
-from estimator.shapes import delta_net_bytes_per_seq, delta_net_bytes_per_token, grouped_heads, latent_heads
+from estimator.roofline import ElementwiseCurve, ExpertCurve, ExpertLayer, FloatArray, GemmCurve, RecurrentCurve
+from estimator.shapes import (
+    INDEX_KEY_BYTES,
+    delta_net_bytes_per_seq,
+    delta_net_bytes_per_token,
+    grouped_heads,
+    latent_heads,
+)
 
-MOST_ROWS = 8_000  # per group, drawn with a fixed seed
+MOST_ROWS = 6_000  # per group, drawn with a fixed seed
 HOST_BOUND_S = 45e-6  # a product whose fastest call takes longer was timed with its launch by the host, not as a graph
+
+MOST_HEADS = 64
+GPT_OSS_HIDDEN = 2880  # mxfp4 experts are fitted on the one model family that ships them
 
 GEMM_DTYPES = {
     "bfloat16": "bf16",
@@ -72,10 +81,22 @@ def version_key(version: str) -> tuple[int, ...]:
     return tuple(numbers[:3]) + ((-1, numbers[3]) if "rc" in version and len(numbers) > 3 else (0, 0))
 
 
-def measured_groups(measured_dir: Path) -> Iterator[Group]:
-    """All groups of all tables found in the folder."""
-    for groups in (_gemms, _experts, _context, _generation, _latent, _delta_nets, _collectives, _nccl):
-        yield from groups(measured_dir)
+def measured_groups(measured_dir: Path, kinds: frozenset[str] = frozenset()) -> Iterator[Group]:
+    """All groups of all tables found in the folder, or those of `kinds`."""
+    readers = {
+        _gemms: {"gemm"},
+        _experts: {"moe", "moe_power_law"},
+        _context: {"context_attention", "context_attention_windowed"},
+        _generation: {"generation_attention", "generation_attention_windowed"},
+        _latent: {"latent_context_attention", "latent_generation_attention"},
+        _index: {"index_generation"},
+        _delta_nets: {"delta_net_context", "delta_net_generation"},
+        _collectives: {"all_reduce"},
+        _nccl: {"all_reduce", "all_gather", "all_to_all"},
+    }
+    for read, read_kinds in readers.items():
+        if not kinds or kinds & read_kinds:
+            yield from (group for group in read(measured_dir) if not kinds or group.kind in kinds)
 
 
 def _newest(table: pd.DataFrame, host_bound_s: float = math.inf) -> pd.DataFrame:
@@ -151,6 +172,9 @@ def _experts(folder: Path) -> Iterator[Group]:
             )
             return curve.seconds(x["gpu"], x["num_tokens"], layer, dtype)
 
+        served = rows[rows["hidden_size"] == GPT_OSS_HIDDEN] if dtype == "mxfp4" else rows
+        if len(served):
+            rows = served[served["moe_dtype"] == served["moe_dtype"].value_counts().index[0]]
         yield from _group(kind, dtype, _newest(rows), ExpertCurve, predict)
 
 
@@ -177,7 +201,23 @@ def _context(folder: Path) -> Iterator[Group]:
             return _prefill_s(curve, x, heads)
 
         kind = "context_attention" + str(rows["windowed"].iloc[0])
-        yield from _group(kind, dtype, _newest(rows), PrefillCurve, predict)
+        newest_rows = _newest(rows)
+        if _is_physical(newest_rows):
+            yield from _group(kind, dtype, newest_rows, PrefillCurve, predict)
+
+
+def _is_physical(rows: pd.DataFrame) -> bool:
+    """Whether no more than 1 % of prefill rows multiply faster than the data sheet's peak of their arithmetic.
+
+    More means rows mislabelled: some kernels ran with a window that the table does not state.
+    """
+    gpu = load_gpu(str(rows["gpu"].iloc[0]))
+    peak = gpu.peak_flop_per_s("fp8" if rows["attn_dtype"].iloc[0] == "fp8" else "bf16")
+    isl = rows["isl"].astype(float)
+    window = isl.where(rows["window_size"] == 0, np.minimum(isl, rows["window_size"]))
+    pairs = rows["batch_size"] * (isl * window - window * (window - 1.0) / 2.0)
+    flop = 4.0 * rows["num_heads"] * rows["head_dim"] * pairs
+    return bool((flop / (rows["latency_us"] * 1e-6) > peak).mean() <= 0.01)
 
 
 def _prefill_s(curve: PrefillCurve, x: Any, heads: HeadShape) -> FloatArray:
@@ -190,7 +230,7 @@ def _prefill_s(curve: PrefillCurve, x: Any, heads: HeadShape) -> FloatArray:
 
 def _generation(folder: Path) -> Iterator[Group]:
     table = _windowed(pd.read_parquet(folder / "op_generation_attention.parquet"))
-    table = table[table["step"] >= 127]
+    table = table[(table["step"] >= 127) & (table["num_heads"] <= MOST_HEADS)]
     for rows in _by(table, "gpu", "backend", "kv_cache_dtype", "windowed"):
         dtype = KV_DTYPES[str(rows["kv_cache_dtype"].iloc[0])]
 
@@ -227,13 +267,36 @@ def _latent(folder: Path) -> Iterator[Group]:
                 heads = latent_heads(x["num_heads"], (512, 128, 64, 128), NUMBER_BYTES[dtype], expanded=expanded)
                 return _prefill_s(curve, x, heads) if expanded else _decode_s(curve, x, heads)
 
-            yield from _group(kind, dtype, _newest(rows), PrefillCurve if expanded else DecodeCurve, predict)
+            curve = PrefillCurve if expanded else DecodeCurve
+            yield from _group(kind, dtype, _newest(rows, HOST_BOUND_S), curve, predict)
+
+
+def _index(folder: Path) -> Iterator[Group]:
+    """Indexer of DeepSeek-V3.2's sparse attention: what its decode module takes beyond 2,048 cached tokens.
+
+    Up to there every token is picked and none is scored; beyond, attention reads 2,048 and only the indexer grows.
+    vLLM's tables alone hold the batches and lengths in which that difference stands out of the module's own scatter.
+    """
+    table = pd.read_parquet(folder / "op_dsa_generation_module.parquet")
+    table = table[(table["model"] == "deepseek-ai/DeepSeek-V3.2") & (table["backend"] == "vllm")]
+    shape = ["gpu", "backend", "version", "kv_cache_dtype", "gemm_type", "num_heads", "batch_size"]
+    table = table.assign(latency_us=table["latency_us"].astype(float))
+    picked = table[table["step"] == 2048].set_index(shape)["latency_us"].groupby(level=shape, observed=True).median()
+    longer = table[table["step"].isin([8192, 16384, 32768, 65536, 131072])].join(picked.rename("picked_us"), on=shape)
+    longer = longer.assign(latency_us=longer["latency_us"] - longer["picked_us"])
+    for rows in _by(longer, "gpu", "backend"):
+
+        def predict(curve: ElementwiseCurve, x: Any) -> FloatArray:
+            return curve.seconds(x["gpu"], x["batch_size"] * (x["step"] + 1.0) * INDEX_KEY_BYTES)
+
+        yield from _group("index_generation", "fp8", _newest(rows), ElementwiseCurve, predict)
 
 
 def _delta_nets(folder: Path) -> Iterator[Group]:
     """Gated delta nets of Qwen3.5 (128 dims a head, convolution over 4): its two kernels' times added."""
     table = pd.read_parquet(folder / "op_gdn.parquet")
-    table = table[(table["phase"] == "generation") | (table["seq_len"] >= 64)]
+    few = (table["seq_len"] >= 64) & (table["batch_size"] <= 8) & (table["num_tokens"] <= 65_536)
+    table = table[(table["phase"] == "generation") | few]
     shape = ["gpu", "backend", "phase", "version", "batch_size", "seq_len", "num_k_heads", "num_v_heads"]
     newest = pd.concat(
         rows[rows["version"] == max(rows["version"].unique(), key=version_key)]
@@ -245,13 +308,15 @@ def _delta_nets(folder: Path) -> Iterator[Group]:
     for rows in _by(both, "gpu", "backend", "phase"):
         phase = str(rows["phase"].iloc[0])
 
-        def predict(curve: ElementwiseCurve, x: Any, phase: str = phase) -> FloatArray:
+        def predict(curve: ElementwiseCurve | RecurrentCurve, x: Any) -> FloatArray:
             heads = (x["num_k_heads"], x["num_v_heads"], 128.0, 128.0, 4.0)
-            if phase == "context":
-                return curve.seconds(x["gpu"], x["batch_size"] * x["seq_len"] * delta_net_bytes_per_token(*heads))
+            if isinstance(curve, RecurrentCurve):
+                per_token = curve.s_per_token(x["gpu"], np.asarray(delta_net_bytes_per_token(*heads)))
+                return np.asarray(curve.launch_s + x["batch_size"] * x["seq_len"] * per_token)
             return curve.seconds(x["gpu"], x["batch_size"] * delta_net_bytes_per_seq(*heads))
 
-        yield from _group(f"delta_net_{phase}", "bf16", rows, ElementwiseCurve, predict)
+        curve = RecurrentCurve if phase == "context" else ElementwiseCurve
+        yield from _group(f"delta_net_{phase}", "bf16", rows, curve, predict)
 
 
 def _collectives(folder: Path) -> Iterator[Group]:

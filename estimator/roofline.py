@@ -106,7 +106,7 @@ class GemmCurve:
         bandwidth = gpu.bandwidth_bytes_per_s
         waves = np.ceil(m / TILE) * np.ceil(n / TILE) / gpu.num_sms
         if self.wave_sharpness > 0:
-            waves = waves * (np.ceil(waves) / waves) ** self.wave_sharpness
+            waves = waves * (np.ceil(waves) / np.maximum(waves, 1e-9)) ** self.wave_sharpness
         flop = 2.0 * TILE * TILE * gpu.num_sms * (waves + self.tail_waves) * (k + self.k_half)
         compute_s = flop / (gpu.peak_flop_per_s(COMPUTE_DTYPE[dtype]) * self.compute_frac)
         num_bytes = n * k * WEIGHT_BYTES[dtype] + m * k * ACTIVATION_IN_BYTES[dtype] + m * n * ACTIVATION_BYTES
@@ -204,3 +204,21 @@ class ElementwiseCurve:
     def seconds(self, gpu: Gpu, num_bytes: FloatArray) -> FloatArray:
         """Shape of num_bytes: s per call."""
         return np.asarray(self.launch_s + num_bytes / (gpu.bandwidth_bytes_per_s * self.memory_frac))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecurrentCurve:
+    """Prefill of a recurrent layer: t = launch + tokens·(step + bytes per token/(bandwidth·η_m)).
+
+    `step_s`: a token's share of the chain of chunk states, which no width of the GPU shortens.
+    """
+
+    launch_s: float = 20e-6
+    step_s: float = 2e-9
+    memory_frac: float = 0.4
+
+    BOUNDS: ClassVar[Bounds] = {"launch_s": (1e-6, 200e-6), "step_s": (0.0, 1e-6), "memory_frac": (0.005, 1.05)}
+
+    def s_per_token(self, gpu: Gpu, bytes_per_token: FloatArray) -> FloatArray:
+        """Shape of bytes_per_token: s per token."""
+        return np.asarray(self.step_s + bytes_per_token / (gpu.bandwidth_bytes_per_s * self.memory_frac))

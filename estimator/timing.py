@@ -25,6 +25,7 @@ from estimator.roofline import (
     ExpertLayer,
     FloatArray,
     GemmCurve,
+    RecurrentCurve,
 )
 from estimator.shapes import delta_net_bytes_per_seq, delta_net_bytes_per_token, grouped_heads, latent_heads
 
@@ -174,16 +175,17 @@ class OperatorTiming:
     def index_generation(self, num_seqs: ArrayLike, *, index_heads: int, index_head_dim: int) -> DecodeLine:
         """Indexer of sparse attention in decode: reads one fp8 key and its float32 scale per cached token."""
         n = _array(num_seqs)
-        per_token = (index_head_dim + 4.0) / (0.6 * self.gpu.bandwidth_bytes_per_s)
-        return DecodeLine(launch_s=np.full_like(n, 8e-6), s_per_cached_token=np.full_like(n, per_token))
+        curve = self._curve("index_generation", "fp8", ElementwiseCurve)
+        per_token = float(curve.seconds(self.gpu, _array(index_head_dim + 4.0))) - curve.launch_s
+        return DecodeLine(launch_s=np.full_like(n, curve.launch_s), s_per_cached_token=np.full_like(n, per_token))
 
     def delta_net_context(
         self, *, num_key_heads: int, num_value_heads: int, key_dim: int, value_dim: int, conv_kernel: int
     ) -> PrefillLine:
         """Gated delta net in prefill (convolution and chunked recurrence): linear in tokens, heads per GPU."""
         num_bytes = delta_net_bytes_per_token(num_key_heads, num_value_heads, key_dim, value_dim, conv_kernel)
-        curve = self._curve("delta_net_context", "bf16", ElementwiseCurve)
-        per_token = float(curve.seconds(self.gpu, _array(num_bytes))) - curve.launch_s
+        curve = self._curve("delta_net_context", "bf16", RecurrentCurve)
+        per_token = float(curve.s_per_token(self.gpu, _array(num_bytes)))
         return PrefillLine(launch_s=curve.launch_s, s_per_pair=0.0, s_per_token=per_token)
 
     def delta_net_generation(

@@ -112,7 +112,7 @@ def test_an_expert_layer_reads_only_the_experts_it_touches() -> None:
     """One token of top-8 touches 8 of 128 experts: its memory time is a fraction of that of a large batch."""
     timing = load_timing(load_gpu("h100_sxm"), "vllm")
     shape = {"hidden": 4096, "intermediate": 1536, "num_experts": 128, "experts_per_gpu": 128, "top_k": 8}
-    one, many = timing.moe_s([1.0, 512.0], dtype="bf16", power_law=False, **shape)  # type: ignore[arg-type]
+    one, many = timing.moe_s([1.0, 512.0], dtype="bf16", power_law=False, **shape)
     assert one < 0.25 * many
 
 

@@ -19,7 +19,7 @@ from estimator.catalogue.gpus import gpu_names, load_gpu
 from estimator.collectives import LinkCurve
 from estimator.errors import require
 from estimator.hardware import Gpu
-from estimator.roofline import ElementwiseCurve, ExpertCurve, GemmCurve
+from estimator.roofline import ElementwiseCurve, ExpertCurve, GemmCurve, RecurrentCurve
 from estimator.timing import FittedCurve, OperatorTiming, Tier
 
 CURVES: Mapping[str, type[Any]] = {
@@ -34,7 +34,8 @@ CURVES: Mapping[str, type[Any]] = {
     "latent_generation_attention": DecodeCurve,
     "sparse_context_attention": PrefillCurve,
     "sparse_generation_attention": DecodeCurve,
-    "delta_net_context": ElementwiseCurve,
+    "index_generation": ElementwiseCurve,
+    "delta_net_context": RecurrentCurve,
     "delta_net_generation": ElementwiseCurve,
     "all_reduce": LinkCurve,
     "all_gather": LinkCurve,
