@@ -12,6 +12,9 @@ Kernels are timed on `token_grid` and the tables are straight lines between its 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Literal
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -24,13 +27,27 @@ from estimator.instance import EngineLimits, Instance
 from estimator.iteration import StepCost
 from estimator.memory import kv_bytes_per_token, num_kv_blocks
 from estimator.model import ModelShape
-from estimator.operators import stage_operators
+from estimator.operators import (
+    AllGather,
+    AllReduce,
+    AllToAll,
+    ExpertFfn,
+    Gemm,
+    GroupedAttention,
+    LatentAttentionOp,
+    Operator,
+    SparseAttentionOp,
+    StageTransfer,
+    stage_operators,
+)
 from estimator.outcome import Infeasible
 from estimator.parallelism import Parallelism
 from estimator.stage import Kind, StepKernels, step_kernels, token_grid
 from estimator.timing import OperatorTiming
 
 FloatArray = NDArray[np.float64]
+Phase = Literal["decode", "mixed"]
+Bound = Literal["compute", "memory", "link", "host"]
 
 
 def step_cost(kernels: StepKernels, costs: EngineCosts, limits: EngineLimits, *, tokens_per_seq: int = 1) -> StepCost:
@@ -89,6 +106,7 @@ def layout_kernels(
         token_grid(most_tokens),
         num_layers=model.num_layers / parallelism.pp,
         power_law=engine.power_law_routing,
+        block_scaled=model.is_moe,
     )
 
 
@@ -148,3 +166,76 @@ def instance_of(  # noqa: PLR0913  a layout has this many sides
 def _worst_tier(timing: OperatorTiming) -> str:
     tiers = {timing.tier(kind) for kind in ("gemm", "context_attention", "generation_attention")}
     return next(tier for tier in ("data_sheet", "borrowed", "fitted") if tier in tiers)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepPart:
+    """Seconds of one operator (all its runs) in a step, engine's factors included, and what bounds it."""
+
+    operator: str
+    phase: Phase
+    seconds: float
+    bound: Bound
+
+
+def step_breakdown(  # noqa: PLR0913  a layout and a step have this many sides
+    *,
+    model: ModelShape,
+    gpu: Gpu,
+    engine: Engine,
+    parallelism: Parallelism,
+    dtypes: Dtypes,
+    num_seqs: int,
+    cached_tokens: float,
+    prefill_tokens: int = 0,
+) -> list[StepPart]:
+    """A step by operator, longest first: decode of `num_seqs`, or with `prefill_tokens` of a fresh prompt a mixed step.
+
+    The parts add up to `StepCost.decode_step_s` and `mixed_step_s` of the same instance: each is the step of a stage
+    that has this operator alone, and the host is what a stage without operators takes.
+    """
+    limits = EngineLimits(max_num_batched_tokens=max(num_seqs + prefill_tokens, 1), max_num_seqs=num_seqs + 1)
+    grid = np.unique([1.0, *np.array([num_seqs, num_seqs + 1, num_seqs + prefill_tokens], dtype=np.float64)])
+    grid = grid[grid >= 1]
+    timing, costs = load_timing(gpu, engine.name), engine.costs_on(gpu.architecture)
+    operators = stage_operators(model, parallelism, dtypes.weight, dtypes.kv)
+    blocks, num_layers = model.is_moe, model.num_layers / parallelism.pp
+
+    def seconds_of(chosen: tuple[Operator, ...], layers: float) -> float:
+        kernels = step_kernels(
+            chosen, timing, grid, num_layers=layers, power_law=engine.power_law_routing, block_scaled=blocks
+        )
+        cost = step_cost(kernels, costs, limits)
+        if prefill_tokens:
+            return cost.mixed_step_s(num_seqs, cached_tokens, [(prefill_tokens, 0)], 1)
+        return cost.decode_step_s(num_seqs, cached_tokens)
+
+    phase: Phase = "mixed" if prefill_tokens else "decode"
+    overhead_s, empty_s = seconds_of((), num_layers), seconds_of((), 0.0)
+    alone = [(op, seconds_of((op,), 0.0) - empty_s) for op in operators]
+    tokens = float(num_seqs + prefill_tokens)
+    parts = [
+        StepPart(operator=op.name, phase=phase, seconds=s, bound=bound_of(op, gpu, tokens, cached_tokens))
+        for op, s in alone
+    ]
+    parts.append(StepPart(operator="host", phase=phase, seconds=overhead_s, bound="host"))
+    return sorted(parts, key=lambda part: -part.seconds)
+
+
+def bound_of(operator: Operator, gpu: Gpu, tokens: float, cached_tokens: float) -> Bound:
+    """Which of FLOP and bytes takes longer at the data sheet's peaks; collectives are bound by their link."""
+    match operator:
+        case AllReduce() | AllGather() | AllToAll() | StageTransfer():
+            return "link"
+        case Gemm() | ExpertFfn():
+            flop_s = operator.flop(tokens) / gpu.peak_flop_per_s(operator.dtype)
+            bytes_s = operator.bytes(tokens) / gpu.bandwidth_bytes_per_s
+        case LatentAttentionOp():
+            flop_s = operator.decode_flop(cached_tokens) / gpu.peak_flop_per_s("bf16")
+            bytes_s = operator.bytes(cached_tokens) / gpu.bandwidth_bytes_per_s
+        case GroupedAttention() | SparseAttentionOp():
+            flop_s = operator.flop(cached_tokens) / gpu.peak_flop_per_s("bf16")
+            bytes_s = operator.bytes(cached_tokens) / gpu.bandwidth_bytes_per_s
+        case _:
+            return "memory"
+    return "compute" if flop_s > bytes_s else "memory"

@@ -4,6 +4,10 @@ Where a row is silent: KV blocks hold fp8 if the weights are fp8 or fp4 (the rec
 bf16 otherwise; KV caches cross between pools over NVLink inside one domain and the network beyond it. A layout that our
 memory model finds too large was run nevertheless: it is answered with all of the GPU's memory less the reserve, and if
 that is too little with KV blocks for four of the run's longest requests, and marked `relaxed`.
+
+TensorRT-LLM in the gap analysis: Little's law on its TTFT (concurrency × excess / E2E = 0.7-0.9 at concurrency 8-32,
+whatever the lengths) says that one request always waits for a slot: the batch limit was the concurrency, and padding of
+the CUDA graphs holds one slot.
 """
 
 from __future__ import annotations
@@ -29,6 +33,7 @@ from estimator.system import Collocated, Disaggregated, KvLink, System
 HAND_OVER_LATENCY_S = 5e-3  # control round trip of a KV hand-over: NIXL/Mooncake connectors, a few ms
 LINK_FRAC = 0.7  # share of a link's rate a hand-over reaches
 FALLBACK_REQUESTS = 4
+SLOT_BOUND_ENGINE, SLOT_BOUND_SOURCE = "trtllm", "nvidia_internal_gap_analysis"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,9 +71,12 @@ def kv_dtype_of(run: MeasuredRun) -> KvDtype:
 
 def limits_of(run: MeasuredRun, engine: Engine) -> EngineLimits:
     """The row's limits, the engine's where it states none."""
+    max_num_seqs = run.max_num_seqs or engine.limits.max_num_seqs
+    if run.engine == SLOT_BOUND_ENGINE and run.source.endswith(SLOT_BOUND_SOURCE) and run.concurrency is not None:
+        max_num_seqs = max(1, min(max_num_seqs, run.concurrency - 1))
     return EngineLimits(
         max_num_batched_tokens=run.max_num_batched_tokens or engine.limits.max_num_batched_tokens,
-        max_num_seqs=run.max_num_seqs or engine.limits.max_num_seqs,
+        max_num_seqs=max_num_seqs,
     )
 
 

@@ -51,7 +51,8 @@ def token_grid(most: int) -> FloatArray:
     """Token counts from 1 to `most` at which kernels are timed, (num_points,)."""
     dense = np.concatenate((np.arange(1, 17), np.arange(20, 65, 4), np.arange(72, 257, 8)))
     sparse = np.round(np.geomspace(288, max(most, 289), 60) / 32) * 32
-    grid = np.unique(np.concatenate((dense, sparse, [most])))
+    tiles = np.arange(128, 2561, 128)  # the step up when a tile of 128 rows is full
+    grid = np.unique(np.concatenate((dense, tiles, tiles + 1, sparse, [most])))
     return np.asarray(grid[grid <= most], dtype=np.float64)
 
 
@@ -119,9 +120,15 @@ class StepKernels:
 
 
 def step_kernels(
-    operators: Iterable[Operator], timing: OperatorTiming, tokens: FloatArray, *, num_layers: float, power_law: bool
+    operators: Iterable[Operator],
+    timing: OperatorTiming,
+    tokens: FloatArray,
+    *,
+    num_layers: float,
+    power_law: bool,
+    block_scaled: bool,
 ) -> StepKernels:
-    """Time every operator on the grid and add equal kinds up."""
+    """Time every operator on the grid and add equal kinds up; `block_scaled`: fp8 weights are scaled in blocks."""
     zeros = np.zeros_like(tokens)
     kernels = StepKernels(
         tokens=tokens,
@@ -133,7 +140,6 @@ def step_kernels(
     )
     operators = tuple(operators)
     kernels.is_latent = any(isinstance(operator, LatentAttentionOp | SparseAttentionOp) for operator in operators)
-    blocks = any(isinstance(operator, ExpertFfn) for operator in operators)
     for operator in operators:
         match operator:
             case GroupedAttention() | LatentAttentionOp() | SparseAttentionOp() | DeltaNetOp():
@@ -143,8 +149,10 @@ def step_kernels(
                 kernels.transfer_s = kernels.transfer_s + operator.count * token_s(operator, timing, tokens)
             case _:
                 part = kernels.head_s if is_head(operator) else kernels.body_s
-                seconds = operator.count * token_s(operator, timing, tokens, power_law=power_law, block_scaled=blocks)
-                kind = kind_of(operator, block_scaled=blocks)
+                seconds = operator.count * token_s(
+                    operator, timing, tokens, power_law=power_law, block_scaled=block_scaled
+                )
+                kind = kind_of(operator, block_scaled=block_scaled)
                 part[kind] = part.get(kind, zeros) + seconds
     return kernels
 

@@ -1,0 +1,155 @@
+"""Instances built from operators, timing and engine costs."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from estimator.build import build_instance, layout_kernels, step_breakdown, step_cost
+from estimator.catalogue.engines import engine_names, load_engine
+from estimator.catalogue.gpus import load_gpu
+from estimator.catalogue.models import load_model
+from estimator.catalogue.timing import load_timing
+from estimator.dtypes import Dtypes
+from estimator.engine import COST_BOUNDS, EngineCosts
+from estimator.errors import BestServeError
+from estimator.instance import EngineLimits, Instance
+from estimator.operators import stage_operators
+from estimator.outcome import Infeasible
+from estimator.parallelism import Parallelism
+from estimator.stage import step_kernels, token_grid
+
+LIMITS = EngineLimits(max_num_batched_tokens=8192, max_num_seqs=256)
+MODELS = ("meta-llama/Llama-3.1-70B", "deepseek-ai/DeepSeek-R1", "openai/gpt-oss-120b", "Qwen/Qwen3.5-397B-A17B")
+
+
+def build(model: str, tp: int, gpu: str = "h200_sxm", engine: str = "vllm") -> Instance | Infeasible:
+    """An fp8 instance."""
+    return build_instance(
+        model=load_model(model),
+        gpu=load_gpu(gpu),
+        engine=load_engine(engine),
+        parallelism=Parallelism(tp=tp),
+        limits=LIMITS,
+        weight_dtype="fp8",
+        kv_dtype="fp8",
+    )
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_steps_grow_with_work(model: str) -> None:
+    """A step never gets faster with more sequences, more tokens or more cached tokens."""
+    instance = build(model, 8)
+    assert isinstance(instance, Instance)
+    cost = instance.cost
+    assert np.all(np.diff(cost.mixed_s) >= -1e-6)
+    assert np.all(np.diff(cost.decode_s) >= -1e-6)
+    assert cost.decode_step_s(64, 64_000) >= cost.decode_step_s(64, 32_000)
+
+
+def test_memory_and_division_are_answers() -> None:
+    """A model that does not fit, or does not divide, is a value that names the rule and the size of the violation."""
+    too_big = build("deepseek-ai/DeepSeek-R1", 1)
+    assert isinstance(too_big, Infeasible)
+    assert too_big.rule == "memory"
+    assert too_big.violation > 1
+    odd = build("meta-llama/Llama-3.1-70B", 7)
+    assert isinstance(odd, Infeasible)
+    assert odd.rule == "divides"
+
+
+def test_grid_is_close_to_full_evaluation() -> None:
+    """Tables interpolated from the grid lie within 0.5 % (median) and 5 % (everywhere) of a full evaluation."""
+    model, gpu, engine = load_model("meta-llama/Llama-3.1-70B"), load_gpu("h100_sxm"), load_engine("vllm")
+    instance = build("meta-llama/Llama-3.1-70B", 4, gpu="h100_sxm")
+    assert isinstance(instance, Instance)
+    layout = Parallelism(tp=4)
+    full = step_kernels(
+        stage_operators(model, layout, "fp8", "fp8"),
+        load_timing(gpu, "vllm"),
+        np.arange(1.0, 8193.0),
+        num_layers=80,
+        power_law=engine.power_law_routing,
+        block_scaled=False,
+    )
+    exact = step_cost(full, engine.costs_on("hopper"), LIMITS).mixed_s[1:]
+    error = np.abs(instance.cost.mixed_s[1:] / exact - 1)
+    assert np.median(error) < 0.005
+    assert error.max() < 0.05
+
+
+@pytest.mark.parametrize("prefill_tokens", [0, 2048])
+@pytest.mark.parametrize("model", MODELS)
+def test_breakdown_adds_up_to_the_step(model: str, prefill_tokens: int) -> None:
+    """The seconds by operator and host add up to the step the simulator charges."""
+    layout, dtypes = Parallelism(tp=8), Dtypes(weight="fp8", kv="fp8")
+    shape, gpu, engine = load_model(model), load_gpu("h200_sxm"), load_engine("sglang")
+    parts = step_breakdown(
+        model=shape,
+        gpu=gpu,
+        engine=engine,
+        parallelism=layout,
+        dtypes=dtypes,
+        num_seqs=32,
+        cached_tokens=64_000,
+        prefill_tokens=prefill_tokens,
+    )
+    kernels = layout_kernels(shape, gpu, engine, layout, dtypes, 8192)
+    cost = step_cost(kernels, engine.costs_on(gpu.architecture), LIMITS)
+    step_s = (
+        cost.mixed_step_s(32, 64_000, [(prefill_tokens, 0)], 1) if prefill_tokens else cost.decode_step_s(32, 64_000)
+    )
+    assert sum(part.seconds for part in parts) == pytest.approx(step_s, rel=0.03)
+    assert {part.bound for part in parts} <= {"compute", "memory", "link", "host"}
+    assert [part.seconds for part in parts] == sorted((part.seconds for part in parts), reverse=True)
+
+
+def test_costs_outside_their_bounds_are_refused() -> None:
+    """An engine card with a negative efficiency is refused, and the sentence names the field and the bound."""
+    with pytest.raises(BestServeError, match="engine cost gemm_factor: -1"):
+        EngineCosts(gemm_factor=-1.0)
+
+
+def test_engine_cards_carry_source_and_date() -> None:
+    """Every bundled engine loads with a source and a date, and a card without a source is refused."""
+    for name in engine_names():
+        engine = load_engine(name)
+        assert set(COST_BOUNDS) == set(EngineCosts.__slots__)
+        with pytest.raises(BestServeError, match="source"):
+            replace(engine, source="")
+    with pytest.raises(BestServeError, match="is not a known engine"):
+        load_engine("llamacpp")
+
+
+def test_host_cost_moves_every_step_by_itself() -> None:
+    """One more millisecond of host time makes every decode step one millisecond longer, and no mixed step."""
+    model, gpu, engine = load_model("meta-llama/Llama-3.1-8B"), load_gpu("h100_sxm"), load_engine("vllm")
+    kernels = layout_kernels(model, gpu, engine, Parallelism(), Dtypes(), 8192)
+    slow, fast = (step_cost(kernels, EngineCosts(host_s=host_s), LIMITS) for host_s in (2e-3, 1e-3))
+    np.testing.assert_allclose(slow.decode_s - fast.decode_s, 1e-3, rtol=1e-9)
+    np.testing.assert_array_equal(slow.mixed_s, fast.mixed_s)
+
+
+def test_grid_is_sorted_whole_and_ends_at_the_budget() -> None:
+    """Grid points are whole, rising, from 1 to the budget."""
+    for most in (1, 100, 2048, 8192):
+        grid = token_grid(most)
+        assert grid[0] == 1
+        assert grid[-1] == most
+        assert np.all(np.diff(grid) > 0)
+        assert np.all(grid == np.round(grid))
+
+
+@pytest.mark.slow
+def test_an_instance_takes_milliseconds() -> None:
+    """Building an instance takes under 20 ms even on a busy machine (about 3 ms on an idle one)."""
+    build("meta-llama/Llama-3.1-70B", 8)
+    times = []
+    for _ in range(10):
+        start = time.perf_counter()
+        build("meta-llama/Llama-3.1-70B", 8)
+        times.append(time.perf_counter() - start)
+    assert min(times) < 0.02
