@@ -190,7 +190,7 @@ def test_plan_leaves_a_run_that_report_repeats(tiny: Path, tmp_path: Path) -> No
 
 def test_interrupted_plan_says_how_to_go_on(tiny: Path, tmp_path: Path) -> None:
     """Ctrl-C ends with code 130 and the command that resumes; that command ends with the front of an unbroken run."""
-    tiny.write_text(TINY.replace("max_gpus: 3", "max_gpus: 12"))
+    tiny.write_text(TINY.replace("max_gpus: 3", "max_gpus: 6"))
     out = tmp_path / "run"
     command = [sys.executable, "-m", "search.cli", "plan", str(tiny), "--out", str(out), "--workers", "0"]
     running = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
