@@ -31,7 +31,7 @@ from estimator.shapes import (
 )
 
 MOST_ROWS = 6_000  # per group, drawn with a fixed seed
-HOST_BOUND_S = {"gemm": 18e-6, "latent": 45e-6}  # fastest call of a table timed with launches by the host, not a graph
+HOST_BOUND_S = {"gemm": 18e-6, "latent": 45e-6}  # fastest twentieth of a table that the host launched, not a graph
 
 MOST_HEADS = 64
 GPT_OSS_HIDDEN = 2880  # mxfp4 experts are fitted on the one model family that ships them
@@ -104,9 +104,9 @@ def _newest(table: pd.DataFrame, host_bound_s: float = math.inf) -> pd.DataFrame
     for version in sorted(table["version"].unique(), key=version_key, reverse=True):
         rows = table[table["version"] == version]
         kernel = rows["kernel_source"].value_counts().index[0]
-        fastest: pd.DataFrame = rows[rows["kernel_source"] == kernel]
-        if fastest["latency_us"].min() * 1e-6 < host_bound_s:
-            return fastest
+        commonest: pd.DataFrame = rows[rows["kernel_source"] == kernel]
+        if commonest["latency_us"].quantile(0.05) * 1e-6 < host_bound_s:
+            return commonest
     return table.iloc[:0]
 
 
