@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.stats import rankdata
 
 from estimator.measured_runs import MeasuredRun
 
@@ -113,12 +114,12 @@ def _decision_of(tables: Sequence[np.ndarray[tuple[int, ...], np.dtype[np.float6
         p90_regret_frac=float(np.percentile(regret, 90)),
         within_3pct_frac=float((regret <= 0.03).mean()),
         best_picked_frac=float((regret == 0).mean()),
-        mean_rank_correlation=float(np.mean(correlations)),
+        mean_rank_correlation=float(np.nanmean(correlations)),
     )
 
 
 def _rank_correlation(
     left: np.ndarray[tuple[int, ...], np.dtype[np.float64]], right: np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 ) -> float:
-    ranks = np.argsort(np.argsort(left)), np.argsort(np.argsort(right))
-    return float(np.corrcoef(*ranks)[0, 1])
+    ranks = rankdata(left), rankdata(right)
+    return float(np.corrcoef(*ranks)[0, 1]) if np.ptp(left) > 0 and np.ptp(right) > 0 else np.nan

@@ -24,6 +24,7 @@ from estimator.engine import Engine
 from estimator.instance import BLOCK_TOKENS, EngineLimits, Instance
 from estimator.latency import Percentiles, summarise
 from estimator.measured_runs import METRICS, MeasuredRun, PoolLayout
+from estimator.model import MoeFfn
 from estimator.outcome import Infeasible
 from estimator.parallelism import Parallelism
 from estimator.simulate import simulate
@@ -33,6 +34,7 @@ from estimator.system import Collocated, Disaggregated, KvLink, System
 HAND_OVER_LATENCY_S = 5e-3  # control round trip of a KV hand-over: NIXL/Mooncake connectors, a few ms
 LINK_FRAC = 0.7  # share of a link's rate a hand-over reaches
 FALLBACK_REQUESTS = 4
+EXPERT_TILE = 128
 SLOT_BOUND_ENGINE, SLOT_BOUND_SOURCE = "trtllm", "nvidia_internal_gap_analysis"
 
 
@@ -98,17 +100,29 @@ def pool_instance(run: MeasuredRun, pool: PoolLayout, engine: Engine) -> tuple[I
 def _build(run: MeasuredRun, pool: PoolLayout, engine: Engine, num_blocks: int | None = None) -> Instance | Infeasible:
     limits = limits_of(run, engine)
     dtypes = Dtypes(weight=_weight_dtype(run), kv=kv_dtype_of(run))
-    kernels = _kernels(run.model, run.gpu, run.engine, pool.parallelism, dtypes, limits)
+    parallelism = _possible(run.model, pool.parallelism)
+    kernels = _kernels(run.model, run.gpu, run.engine, parallelism, dtypes, limits)
     return instance_of(
         kernels,
         load_model(run.model),
         load_gpu(run.gpu),
         engine,
-        parallelism=pool.parallelism,
+        parallelism=parallelism,
         limits=limits,
         dtypes=dtypes,
         num_blocks=num_blocks,
     )
+
+
+def _possible(model: str, parallelism: Parallelism) -> Parallelism:
+    """The layout, with whole experts where the row's split would leave less of one than a kernel's tile on a GPU.
+
+    No engine splits so (fp8 blocks are 128 wide); those rows of wide decode pools name expert parallelism otherwise.
+    """
+    widths = [group.ffn.intermediate_size for group in load_model(model).layers if isinstance(group.ffn, MoeFfn)]
+    if widths and min(widths) < EXPERT_TILE * parallelism.moe_tp:
+        return replace(parallelism, ep=parallelism.tp * parallelism.dp)
+    return parallelism
 
 
 @lru_cache(maxsize=1024)
