@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from estimator.breakdown import Layout, StepPart, decode_breakdown, prefill_breakdown
+from estimator.build import StepPart, step_breakdown
 from estimator.cost import PriceCard, bill
+from estimator.dtypes import Dtypes
 from estimator.errors import BestServeError
 from estimator.latency import LatencySummary
 from search.edge import read_yaml
@@ -23,6 +25,7 @@ from spaces.strategy import Strategy
 CURVE_FRACS = (0.1, 0.25, 0.4, 0.55, 0.7, 0.8, 0.9, 0.95, 1.0, 1.05, 1.1)  # of a strategy's goodput
 CURVE_REQUESTS = 6_000
 MAX_RIVALS = 2
+PHASES = {"decode": "decode", "mixed": "prefill"}  # the mixed step shown holds a prompt alone
 POOLS = {"m": "collocated", "p": "prefill pool", "d": "decode pool"}
 
 
@@ -226,25 +229,26 @@ def breakdown_of(problem: Problem, strategy: Strategy, summary: LatencySummary) 
     input_tokens, output_tokens = problem.workload.mean_input_tokens, problem.workload.mean_output_tokens
     times: list[OperatorTime] = []
     for pool in strategy.pools:
-        layout = Layout(
+        step = partial(
+            step_breakdown,
             model=problem.model,
             gpu=problem.gpu(pool.gpu),
             engine=problem.engine,
             parallelism=pool.parallelism,
-            weight_dtype=problem.weight_dtype,
-            kv_dtype=problem.kv_dtype,
+            dtypes=Dtypes(weight=problem.weight_dtype, kv=problem.kv_dtype),
         )
-        parts: tuple[StepPart, ...] = ()
+        parts: list[StepPart] = []
         if pool.role != "p":
             num_seqs = max(1, round(summary.decode.mean_batch_seqs / pool.parallelism.dp))
-            cached_tokens = num_seqs * (input_tokens + output_tokens / 2)
-            parts += decode_breakdown(layout, num_seqs=num_seqs, cached_tokens=cached_tokens)
+            parts += step(num_seqs=num_seqs, cached_tokens=num_seqs * (input_tokens + output_tokens / 2))
         if pool.role != "d":
             computed = round(input_tokens * (1 - problem.workload.cached_frac))
             budget = pool.limits(problem.engine.limits).max_num_batched_tokens
-            parts += prefill_breakdown(layout, prompt_tokens=max(1, min(computed, budget)))
+            parts += step(num_seqs=0, cached_tokens=0.0, prefill_tokens=max(1, min(computed, budget)))
         times += [
-            OperatorTime(pool=POOLS[pool.role], phase=p.phase, operator=p.operator, ms=1e3 * p.seconds, bound=p.bound)
+            OperatorTime(
+                pool=POOLS[pool.role], phase=PHASES[p.phase], operator=p.operator, ms=1e3 * p.seconds, bound=p.bound
+            )
             for p in parts
         ]
     return tuple(times)
