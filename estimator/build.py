@@ -82,6 +82,7 @@ def _scaled(parts: dict[Kind, FloatArray], costs: EngineCosts, grid: FloatArray)
         "block_gemm": costs.block_gemm_factor,
         "moe": costs.moe_factor,
         "block_moe": costs.block_moe_factor,
+        "mxfp4_moe": costs.mxfp4_moe_factor,
         "link": costs.link_factor,
         "elementwise": costs.elementwise_factor,
     }

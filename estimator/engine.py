@@ -39,6 +39,7 @@ COST_BOUNDS: Mapping[str, tuple[float, float]] = {
     "prefill_attention_factor": (0.5, 2.0),
     "moe_factor": (0.4, 2.0),
     "block_moe_factor": (0.4, 2.0),
+    "mxfp4_moe_factor": (0.2, 2.0),
     "link_factor": (0.3, 3.0),
     "elementwise_factor": (0.1, 3.0),
     "prefill_factor": (0.8, 2.0),
@@ -63,6 +64,7 @@ class EngineCosts:
     prefill_attention_factor: float = 1.0
     moe_factor: float = 1.0
     block_moe_factor: float = 1.0
+    mxfp4_moe_factor: float = 1.0
     link_factor: float = 1.0
     elementwise_factor: float = 1.0
     prefill_factor: float = 1.0

@@ -41,7 +41,7 @@ from estimator.operators import (
 from estimator.timing import OperatorTiming
 
 FloatArray = NDArray[np.float64]
-Kind = Literal["gemm", "block_gemm", "moe", "block_moe", "link", "elementwise", "attention"]
+Kind = Literal["gemm", "block_gemm", "moe", "block_moe", "mxfp4_moe", "link", "elementwise", "attention"]
 NVFP4_BYTES = WEIGHT_BYTES["fp4"]
 TokenOperator = Gemm | ExpertFfn | Elementwise | AllReduce | AllGather | AllToAll | StageTransfer
 
@@ -62,7 +62,8 @@ def kind_of(operator: Operator, *, block_scaled: bool = False) -> Kind:
         case Gemm():
             return "block_gemm" if kernel_dtype(operator, block_scaled=block_scaled) == "fp8_block" else "gemm"
         case ExpertFfn():
-            return "block_moe" if kernel_dtype(operator, block_scaled=block_scaled) == "fp8_block" else "moe"
+            kernel = kernel_dtype(operator, block_scaled=block_scaled)
+            return "block_moe" if kernel == "fp8_block" else "mxfp4_moe" if kernel == "mxfp4" else "moe"
         case AllReduce() | AllGather() | AllToAll() | StageTransfer():
             return "link"
         case Elementwise():
