@@ -6,7 +6,7 @@ memory arithmetic; the memory rule is the estimator's own (`spaces.problem.memor
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from fnmatch import fnmatchcase
 from types import MappingProxyType
 
@@ -150,9 +150,14 @@ def whole_nodes(problem: Problem, strategy: Strategy) -> Violation | None:
     return None
 
 
+def providers_of(problem: Problem, gpus: Iterable[str]) -> set[str]:
+    """Who sells these GPU types; types without a provider go anywhere and are left out."""
+    return {problem.space.providers[gpu] for gpu in gpus if gpu in problem.space.providers}
+
+
 def one_provider(problem: Problem, strategy: Strategy) -> Violation | None:
     """GPU types that work together are priced at one provider: caches cannot cross between two."""
-    providers = {problem.space.providers[gpu] for gpu in strategy.gpu_counts if gpu in problem.space.providers}
+    providers = providers_of(problem, strategy.gpu_counts)
     return (f"GPUs of {' and '.join(sorted(providers))}", len(providers) - 1.0) if len(providers) > 1 else None
 
 

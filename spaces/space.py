@@ -18,7 +18,7 @@ from typing import Protocol
 from estimator.outcome import Infeasible
 from estimator.parallelism import Parallelism
 from spaces.problem import Problem, SearchSpace, memory_fit
-from spaces.rules import broken_shape, broken_whole
+from spaces.rules import broken_shape, broken_whole, providers_of
 from spaces.strategy import Pool, Role, Strategy
 
 Params = dict[str, str | int]
@@ -168,6 +168,7 @@ class Space:
             * num_d
             * sum(self.max_count(d, {p.gpu: x * p.num_gpus}) for x in range(1, self._max_prefill(p, d) + 1))
             for (p, num_p), (d, num_d) in product(prefill, decode)
+            if len(providers_of(self.problem, (p.gpu, d.gpu))) <= 1
         )
         return collocated * policies + pairs * pair_policies
 
