@@ -116,6 +116,10 @@ def run_lane(requests, tables, settings, concurrency, out, weights):
                 if n_pre + n_dec >= max_seqs or (n_redo == 0 and head == come) or (policy == STATIC and n_dec > 0):
                     break
                 i = redo[n_redo - 1] if n_redo > 0 else head
+                if n_redo == 0 and todo[i] + held[i] + steps[i] * gain + HALF_BLOCK > capacity:
+                    head += 1  # can never fit: rejected
+                    released = release(visible, out, concurrency, released, t, overhead)
+                    continue
                 need = todo[i] + held[i] + HALF_BLOCK * (n_pre + n_dec + 1)
                 if used + need > capacity and n_pre + n_dec > 0:
                     break
@@ -123,9 +127,6 @@ def run_lane(requests, tables, settings, concurrency, out, weights):
                     n_redo -= 1
                 else:
                     head += 1
-                    if todo[i] + held[i] + steps[i] * gain + HALF_BLOCK > capacity:
-                        released = release(visible, out, concurrency, released, t, overhead)
-                        continue  # can never fit: rejected
                     out[0, i] = t
                 used += todo[i] + held[i]
                 if todo[i] == 0:  # its KV cache was handed over: it decodes at once
@@ -154,6 +155,7 @@ def run_lane(requests, tables, settings, concurrency, out, weights):
                 span += B[n] * cached + BW[n] * min(cached, n * window)
                 record_gaps(weights, 40.0, span / gain, span / gain, n * gain)
         else:
+            resident = n_dec
             while n_dec > 1 and used + n_dec * gain + HALF_BLOCK * n_dec > capacity:
                 n_dec -= 1
                 i = dec[n_dec]
@@ -169,6 +171,8 @@ def run_lane(requests, tables, settings, concurrency, out, weights):
             for slot in range(1, n):
                 k = min(k, left[dec[slot]] + join[dec[slot]] - clock)
             k = max(1, min(k, int((capacity - used - HALF_BLOCK * n) / (n * gain))))
+            if n < resident:  # what was just evicted may fit again after one step
+                k = 1
             base, b, bw = D[n], B[n], BW[n]
             if n_redo == 0 and head == come and come < released and n < max_seqs and policy != STATIC:
                 k = steps_until(visible[come] - t, n, cached, k, base, b, bw, window, gain)

@@ -1,0 +1,234 @@
+"""The collocated kernel: traces by hand, a plain twin, queueing laws, conservation and adversarial input."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from estimator.errors import BestServeError
+from estimator.instance import EngineLimits, Instance
+from estimator.iteration import StepCost
+from estimator.parallelism import Parallelism
+from estimator.requests import Requests
+from estimator.simulate import simulate
+from estimator.simulation import FINISHED, REJECTED, Simulation
+from estimator.system import Collocated, CollocatedPolicy
+from tests.twins import CollocatedTwin, Job
+
+
+def instance_of(cost: StepCost, max_tokens: int, max_seqs: int, num_kv_blocks: int = 1000) -> Instance:
+    """One GPU with the given step cost and limits."""
+    limits = EngineLimits(max_num_batched_tokens=max_tokens, max_num_seqs=max_seqs)
+    return Instance(
+        cost=cost,
+        limits=limits,
+        parallelism=Parallelism(),
+        gpu="g",
+        num_kv_blocks=num_kv_blocks,
+        kv_bytes_per_token=1.0,
+    )
+
+
+def round_cost(max_tokens: int, max_seqs: int) -> StepCost:
+    """A decode step takes 1 s, a step with prompts 1 s per token and 0.5 s for the head; attention is free."""
+    return StepCost(
+        decode_s=np.ones(max_seqs + 1),
+        mixed_s=np.arange(max_tokens + 1.0),
+        head_s=np.full(max_seqs + 1, 0.5),
+        kv_read_s_per_token=np.zeros(max_seqs + 1),
+        window_read_s_per_token=np.zeros(max_seqs + 1),
+        window_tokens=0,
+        attention_s_per_pair=0.0,
+        window_attention_s_per_pair=0.0,
+    )
+
+
+def rough_cost(max_tokens: int, max_seqs: int) -> StepCost:
+    """Every term of the step cost present, with no two times alike."""
+    seqs, tokens = np.arange(max_seqs + 1.0), np.arange(max_tokens + 1.0)
+    return StepCost(
+        decode_s=0.0123457 + 0.00071 * np.sqrt(seqs),
+        mixed_s=0.0171713 + 0.00093 * tokens,
+        head_s=0.00113 * np.sqrt(seqs),
+        kv_read_s_per_token=1.3e-5 / (1 + seqs),
+        window_read_s_per_token=np.full(max_seqs + 1, 7.7e-6),
+        window_tokens=20,
+        attention_s_per_pair=1.7e-6,
+        window_attention_s_per_pair=2.3e-6,
+    )
+
+
+def requests_of(arrival_s: object, inputs: object, outputs: object, cached: object = 0) -> Requests:
+    """Requests from anything that numpy takes."""
+    arrival = np.asarray(arrival_s, dtype=np.float64)
+    tokens = [np.broadcast_to(np.asarray(x, np.int64), arrival.shape).copy() for x in (inputs, outputs, cached)]
+    return Requests(arrival_s=arrival, input_tokens=tokens[0], output_tokens=tokens[1], cached_tokens=tokens[2])
+
+
+def random_run(policy: CollocatedPolicy = "chunked", concurrency: int | None = None) -> Simulation:
+    """400 requests of mixed lengths on an instance short of KV cache."""
+    rng = np.random.default_rng(3)
+    requests = requests_of(np.cumsum(rng.exponential(0.3, 400)), rng.integers(1, 200, 400), rng.integers(1, 60, 400))
+    instance = instance_of(rough_cost(64, 16), 64, 16, num_kv_blocks=40)
+    return simulate(Collocated(instance=instance, policy=policy), requests, concurrency=concurrency)
+
+
+@pytest.mark.parametrize(
+    ("policy", "start_s", "first_s", "finish_s"),
+    [
+        # 0-4.5 A; 4.5-11 A decodes, 5 of B; 11-17.5 A ends, 3 of B, C; 17.5-18.5 B decodes
+        ("chunked", [0, 4.5, 11], [4.5, 17.5, 17.5], [17.5, 18.5, 17.5]),
+        # 0-4.5 A; 4.5-11 6 of B; 11-15.5 2 of B, C; then A and B decode, B once, A twice
+        ("prefill_first", [0, 4.5, 11], [4.5, 15.5, 15.5], [17.5, 16.5, 15.5]),
+        # 0-4.5 A; 4.5-6.5 A decodes twice; 6.5-13 6 of B; 13-17.5 2 of B, C; 17.5-18.5 B decodes
+        ("static", [0, 6.5, 13], [4.5, 17.5, 17.5], [6.5, 18.5, 17.5]),
+    ],
+)
+def test_three_requests_by_hand(
+    policy: CollocatedPolicy, start_s: list[float], first_s: list[float], finish_s: list[float]
+) -> None:
+    """A (4 in, 3 out) at 0 s, B (8, 2) and C (2, 1) at 1 s under a budget of 6 run as on paper."""
+    system = Collocated(instance=instance_of(round_cost(6, 4), 6, 4), policy=policy)
+    run = simulate(system, requests_of([0, 1, 1], [4, 8, 2], [3, 2, 1]))
+    assert run.prefill_start_s.tolist() == start_s
+    assert run.first_token_s.tolist() == first_s
+    assert run.finish_s.tolist() == finish_s
+
+
+LENGTHS = st.tuples(st.integers(0, 60), st.integers(1, 90), st.integers(1, 40), st.integers(0, 30))
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(
+    drawn=st.lists(LENGTHS, min_size=1, max_size=25),
+    max_tokens=st.integers(4, 80),
+    max_seqs=st.integers(1, 8),
+    num_kv_blocks=st.integers(5, 30),
+    policy=st.sampled_from(["chunked", "chunked", "prefill_first", "static"]),
+)
+def test_kernel_equals_the_plain_twin(
+    drawn: list[tuple[int, int, int, int]],
+    max_tokens: int,
+    max_seqs: int,
+    num_kv_blocks: int,
+    policy: CollocatedPolicy,
+) -> None:
+    """Fast-forwarding changes no time of any request by more than 1e-9 of it, evictions and rejections included."""
+    gaps, inputs, outputs, cached = np.array(drawn).T
+    cost, cached = rough_cost(max_tokens, max_seqs), np.minimum(cached, inputs - 1)
+    requests = requests_of(np.cumsum(gaps * 0.0101317), inputs, outputs, cached)
+    system = Collocated(instance=instance_of(cost, max_tokens, max_seqs, num_kv_blocks), policy=policy)
+    columns = (requests.arrival_s, inputs, cached, outputs)
+    jobs = [
+        Job(arrival_s=float(a), prompt_tokens=int(p), seen_tokens=int(s), output_tokens=int(o))
+        for a, p, s, o in zip(*columns, strict=True)
+    ]
+    capacity = 16.0 * num_kv_blocks
+    CollocatedTwin(
+        cost=cost, policy=policy, max_tokens=max_tokens, max_seqs=max_seqs, capacity=capacity, jobs=jobs
+    ).run()
+    run = simulate(system, requests)
+    for name, times in (("start_s", run.prefill_start_s), ("first_s", run.first_token_s), ("finish_s", run.finish_s)):
+        plain = [getattr(job, name) for job in jobs]
+        expected = np.array([np.nan if x is None else x for x in plain])
+        np.testing.assert_allclose(times, expected, rtol=1e-9, err_msg=name)
+
+
+def assert_mean(samples: np.ndarray, law: float) -> None:
+    """The mean is within 4 standard errors (40 batch means) of the law, and one standard error is under 2 %."""
+    batches = samples.reshape(40, -1).mean(axis=1)
+    error = float(batches.std(ddof=1)) / 40**0.5
+    assert error < 0.02 * law
+    assert abs(float(batches.mean()) - law) <= 4 * error
+
+
+@pytest.mark.parametrize("load", [0.3, 0.6, 0.8])
+def test_lone_prompts_wait_as_in_m_d_1(load: float) -> None:
+    """Prompts that fill a step wait ρD/(2(1 − ρ)) on average (Pollaczek-Khinchine with a constant service D)."""
+    service_s = 4.5
+    arrival = np.cumsum(np.random.default_rng(5).exponential(service_s / load, 1_000_000))
+    run = simulate(Collocated(instance=instance_of(round_cost(4, 4), 4, 4)), requests_of(arrival, 4, 1))
+    assert_mean(run.prefill_start_s - run.arrival_s, load * service_s / (2 * (1 - load)))
+
+
+@pytest.mark.parametrize("load", [0.5, 0.8])
+def test_one_sequence_at_a_time_is_m_g_1(load: float) -> None:
+    """With one sequence resident and geometric outputs, the mean sojourn is E[S] + λE[S²]/(2(1 − ρ))."""
+    rng, p = np.random.default_rng(6), 1 / 20
+    outputs = rng.geometric(p, 1_000_000)
+    mean_s, second = 0.5 + 1 / p, (1 - p) / p**2 + (0.5 + 1 / p) ** 2  # 1.5 s for the prompt, 1 s per decode step
+    rate = load / mean_s
+    arrival = np.cumsum(rng.exponential(1 / rate, len(outputs)))
+    run = simulate(Collocated(instance=instance_of(round_cost(4, 1), 4, 1)), requests_of(arrival, 1, outputs))
+    assert_mean(run.e2e_s, mean_s + rate * second / (2 * (1 - load)))
+
+
+@pytest.mark.parametrize("policy", ["chunked", "prefill_first", "static"])
+@pytest.mark.parametrize("concurrency", [None, 5])
+def test_nothing_is_lost(policy: CollocatedPolicy, concurrency: int | None) -> None:
+    """Every request finishes after its first token after its start, and each token after the first is one gap."""
+    run = random_run(policy, concurrency)
+    assert (run.status == FINISHED).all()
+    assert (run.arrival_s <= run.prefill_start_s).all()
+    assert (run.prefill_start_s < run.first_token_s).all()
+    assert (run.first_token_s <= run.finish_s).all()
+    assert run.itl_weight.sum() == pytest.approx((run.output_tokens - 1).sum(), rel=1e-9)
+
+
+def test_littles_law_is_exact() -> None:
+    """Σ sojourn = ∫ number in system dt, counted from the events, = waiting and running integrals together."""
+    run = random_run()
+    times = np.concatenate((run.arrival_s, run.finish_s))
+    order = np.argsort(times, kind="stable")
+    present = np.cumsum(np.repeat([1, -1], len(run.arrival_s))[order])
+    integral = float((present[:-1] * np.diff(times[order])).sum())
+    assert float(run.e2e_s.sum()) == pytest.approx(integral, rel=1e-9)
+    assert run.decode.waiting_seq_s + run.decode.running_seq_s == pytest.approx(integral, rel=1e-9)
+    assert run.decode.num_preemptions > 0
+
+
+def test_zero_requests() -> None:
+    """Nothing asked is nothing done."""
+    run = simulate(Collocated(instance=instance_of(round_cost(4, 4), 4, 4)), requests_of([], [], []))
+    assert len(run.finish_s) == 0
+    assert run.decode.num_steps == 0
+
+
+def test_one_token_outputs_end_with_their_prompt() -> None:
+    """A request of one output token finishes at its first token and leaves no gap; arriving together is no error."""
+    run = simulate(Collocated(instance=instance_of(round_cost(4, 2), 4, 2)), requests_of([0, 0, 0], 2, 1))
+    assert run.finish_s.tolist() == run.first_token_s.tolist() == [4.5, 4.5, 7.0]
+    assert run.itl_weight.sum() == 0
+
+
+def test_a_prompt_above_the_budget_is_cut() -> None:
+    """Ten tokens under a budget of four take steps of 4, 4 and 2 tokens."""
+    run = simulate(Collocated(instance=instance_of(round_cost(4, 2), 4, 2)), requests_of([0], 10, 1))
+    assert run.finish_s.tolist() == [4.5 + 4.5 + 2.5]
+
+
+def test_what_can_never_fit_is_rejected_and_harms_nobody() -> None:
+    """A request larger than the KV cache is rejected; the others' times are those of a run without it."""
+    system = Collocated(instance=instance_of(round_cost(8, 4), 8, 4, num_kv_blocks=4))
+    run = simulate(system, requests_of([0, 1, 1], [4, 100, 4], [9, 5, 9]))
+    alone = simulate(system, requests_of([0, 1], 4, 9))
+    assert run.status.tolist() == [FINISHED, REJECTED, FINISHED]
+    assert np.isnan(run.finish_s[1])
+    assert run.finish_s[[0, 2]].tolist() == alone.finish_s.tolist()
+
+
+@pytest.mark.parametrize(
+    ("arrival_s", "message"),
+    [
+        ([1.0, 0.5], "arrival_s: 'decreasing times' must never decrease; accepted: times sorted by arrival."),
+        ([0.0, float("nan")], "arrival_s: 'a NaN or infinity' must be finite; accepted: seconds."),
+    ],
+)
+def test_impossible_times_are_refused(arrival_s: list[float], message: str) -> None:
+    """Times that decrease or are not numbers are refused in a sentence that says what is accepted."""
+    with pytest.raises(BestServeError, match=re.escape(message)):
+        requests_of(arrival_s, 1, 1)
