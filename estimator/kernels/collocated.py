@@ -80,6 +80,61 @@ def release(visible, out, concurrency, released, t, overhead):
     return released
 
 
+@njit(cache=True, inline="always")
+def evict(pools, state, gain, capacity):
+    """Evicts the latest admitted until one step's tokens fit, the last one never; new n_dec, n_redo, cached, used."""
+    dec, n_dec, redo, n_redo, clock, cached, used = pools
+    todo, held, left, join, seen = state
+    while n_dec > 1 and used + n_dec * gain + HALF_BLOCK * n_dec > capacity:
+        n_dec -= 1
+        i = dec[n_dec]
+        grown = held[i] + gain * (clock - join[i])
+        used, cached = used - grown, cached - grown - seen[i]
+        left[i] -= clock - join[i]
+        todo[i], held[i] = int(grown), 0.0
+        redo[n_redo] = i
+        n_redo += 1
+    return n_dec, n_redo, cached, used
+
+
+@njit(cache=True, inline="always")
+def end_step(pools, state, decoded, gain, t, out):
+    """Lets finished sequences go and finished prompts decode, at t; returns the new n_pre, n_dec, cached, used, ended.
+
+    `decoded`: the step held decoding sequences; `ended`: requests that finished.
+    """
+    pre, n_pre, dec, n_dec, clock, cached, used = pools
+    todo, held, left, join, seen = state
+    ended = kept = 0
+    for slot in range(n_dec):
+        i = dec[slot]
+        if decoded and join[i] + left[i] <= clock:
+            out[2, i] = t
+            used, cached = used - held[i] - gain * left[i], cached - held[i] - seen[i] - gain * left[i]
+            ended += 1
+        else:
+            dec[kept] = i
+            kept += 1
+    n_dec, kept = kept, 0
+    for slot in range(n_pre):
+        i = pre[slot]
+        if todo[i] > 0:
+            pre[kept] = i
+            kept += 1
+            continue
+        if np.isnan(out[1, i]):
+            out[1, i] = t
+        if left[i] == 0:
+            out[2, i] = t
+            used -= held[i]
+            ended += 1
+            continue
+        dec[n_dec], join[i] = i, clock
+        n_dec += 1
+        cached += held[i] + seen[i]
+    return kept, n_dec, cached, used, ended
+
+
 @njit(cache=True)
 def run_lane(requests, tables, settings, concurrency, out, weights):
     """Simulates one instance; fills `out` (4, num): prefill start, first token, finish, arrival; returns totals.
@@ -155,23 +210,15 @@ def run_lane(requests, tables, settings, concurrency, out, weights):
                 span += B[n] * cached + BW[n] * min(cached, n * window)
                 record_gaps(weights, 40.0, span / gain, span / gain, n * gain)
         else:
-            resident = n_dec
-            while n_dec > 1 and used + n_dec * gain + HALF_BLOCK * n_dec > capacity:
-                n_dec -= 1
-                i = dec[n_dec]
-                grown = held[i] + gain * (clock - join[i])
-                used, cached = used - grown, cached - grown - seen[i]
-                left[i] -= clock - join[i]
-                todo[i], held[i] = int(grown), 0.0
-                redo[n_redo] = i
-                n_redo += 1
-                totals[3] += 1
-            n = n_dec
+            pools = (dec, n_dec, redo, n_redo, clock, cached, used)
+            n, n_redo, cached, used = evict(pools, (todo, held, left, join, seen), gain, capacity)
+            evicted, n_dec = n_dec - n, n
+            totals[3] += evicted
             k = left[dec[0]] + join[dec[0]] - clock
             for slot in range(1, n):
                 k = min(k, left[dec[slot]] + join[dec[slot]] - clock)
             k = max(1, min(k, int((capacity - used - HALF_BLOCK * n) / (n * gain))))
-            if n < resident:  # what was just evicted may fit again after one step
+            if evicted > 0:  # what was just evicted may fit again after one step
                 k = 1
             base, b, bw = D[n], B[n], BW[n]
             if n_redo == 0 and head == come and come < released and n < max_seqs and policy != STATIC:
@@ -183,33 +230,9 @@ def run_lane(requests, tables, settings, concurrency, out, weights):
         t += span
         if n > 0:
             clock, cached, used = clock + k, cached + n * k * gain, used + n * k * gain
-        kept = 0
-        for slot in range(n_dec):
-            i = dec[slot]
-            if n > 0 and join[i] + left[i] <= clock:
-                out[2, i] = t
-                used, cached = used - held[i] - gain * left[i], cached - held[i] - seen[i] - gain * left[i]
-                released = release(visible, out, concurrency, released, t, overhead)
-            else:
-                dec[kept] = i
-                kept += 1
-        n_dec, kept = kept, 0
-        for slot in range(n_pre):
-            i = pre[slot]
-            if todo[i] > 0:
-                pre[kept] = i
-                kept += 1
-                continue
-            if np.isnan(out[1, i]):
-                out[1, i] = t
-            if left[i] == 0:
-                out[2, i] = t
-                used -= held[i]
-                released = release(visible, out, concurrency, released, t, overhead)
-                continue
-            dec[n_dec], join[i] = i, clock
-            n_dec += 1
-            cached += held[i] + seen[i]
-        n_pre = kept
+        pools = (pre, n_pre, dec, n_dec, clock, cached, used)
+        n_pre, n_dec, cached, used, ended = end_step(pools, (todo, held, left, join, seen), n > 0, gain, t, out)
+        for _ in range(ended):
+            released = release(visible, out, concurrency, released, t, overhead)
     totals[4] = t
     return totals
