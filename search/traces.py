@@ -107,7 +107,7 @@ def _row(path: Path, number: int, form: _Form, values: Mapping[str, str]) -> tup
         arrival, inputs, outputs = (values[column] for column in form.columns)
         return form.seconds(arrival), int(inputs), int(outputs)
     except (KeyError, TypeError, ValueError) as error:
-        raise _unreadable(path, number, str(dict(values))) from error
+        raise _unreadable(path, number, str(values)) from error
 
 
 def _unreadable(path: Path, number: int, line: str) -> BestServeError:

@@ -39,6 +39,7 @@ def test_forms(tmp_path: Path, name: str) -> None:
         ("a,b\n1,2\n", "has unknown columns a,b; accepted: columns TIMESTAMP"),
         ("arrived_at,input_tokens,output_tokens\n0,5,6\n1,x,6\n", r"cannot be read \(line 3 of t.csv\)"),
         ('{"timestamp": 0, "input_length": 5}\n', r"cannot be read \(line 1 of t.csv\)"),
+        ('{"timestamp": 0, "input_length": 5, "output_length": 6}\n[1]\n', r"cannot be read \(line 2 of t.csv\)"),
         ("arrived_at,input_tokens,output_tokens\n0,5,0\n", "holds no finished request"),
         ("", "has unknown columns"),
     ],
