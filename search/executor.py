@@ -15,12 +15,14 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
+from unittest import mock
 
 from estimator.errors import BestServeError
 from search.evaluate import Evaluate, Evaluation, evaluate, evaluate_all, failed
 from spaces.problem import Problem
 from spaces.strategy import Strategy
 
+LOOPBACK = "127.0.0.1"
 CHUNK_S = 0.25  # work per task: task overhead of about 1 ms stays below 1 %, and a generation still spreads
 MAX_ATTEMPTS = 3
 RAY_ENVIRONMENT = {
@@ -217,12 +219,15 @@ def _start_ray(workers: int | None, address: str | None) -> Any:
                 "address", address, f"cannot be joined ({error})", "HOST:PORT of a Ray head whose token is known here"
             ) from error
         return ray
-    ray.init(
-        num_cpus=workers or os.cpu_count(),
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="ERROR",
-        object_store_memory=128 << 20,
-        _node_ip_address="127.0.0.2",  # loopback; Ray replaces 127.0.0.1 by the network address
-    )
+    # Ray's servers listen on every interface unless the node is 127.0.0.1, which ray.init would replace by the network
+    # address.
+    with mock.patch("ray._private.services.resolve_ip_for_localhost", lambda host: host):
+        ray.init(
+            num_cpus=workers or os.cpu_count(),
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="ERROR",
+            object_store_memory=128 << 20,
+            _node_ip_address=LOOPBACK,
+        )
     return ray

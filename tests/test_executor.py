@@ -79,16 +79,26 @@ def test_ray_survives_poison_a_killed_worker_and_a_hung_task(tmp_path: Path, mon
     assert "ZeroDivisionError: poison" in broken["3m-tp1@l40s,tokens=2048,seqs=64"]
 
 
+def ports_open_to_others() -> set[str]:
+    """Listening TCP sockets of this machine, as the kernel lists them, that are not bound to loopback."""
+    loopback = ("0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000")
+    rows = [row.split() for name in ("tcp", "tcp6") for row in Path(f"/proc/net/{name}").read_text().splitlines()[1:]]
+    return {row[1] for row in rows if row[3] == "0A" and row[1].split(":")[0] not in loopback}
+
+
 @pytest.mark.ray
+@pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="the kernel lists no sockets here")
 def test_ray_keeps_to_itself() -> None:
     """Ray runs without dashboard and usage reports, listening on this machine alone."""
+    before = ports_open_to_others()
     executor = RayExecutor(small_problem(), seed=0, evaluate=made_up, workers=1)
     try:
         import ray
 
         assert os.environ["RAY_USAGE_STATS_ENABLED"] == "0"
         assert os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] == "0"
-        assert ray.nodes()[0]["NodeManagerAddress"] == "127.0.0.2"
+        assert ray.nodes()[0]["NodeManagerAddress"] == "127.0.0.1"
         assert executor.workers == 1
+        assert ports_open_to_others() <= before
     finally:
         executor.close()
