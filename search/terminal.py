@@ -36,6 +36,11 @@ def print_view(view: View, console: Console) -> None:
         print(front_plot(view, min(console.width, MAX_PLOT_WIDTH)), file=console.file)
     for line in limit_lines(view):
         console.print(line, highlight=False)
+    if view.money is not None:
+        from search.terminal_money import print_money
+
+        console.print()
+        print_money(view.money, console)
 
 
 def recommendation_table(best: Candidate, view: View) -> Table:

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from search.money_view import Money
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BillRow:
@@ -118,6 +120,7 @@ class View:
     assumptions: tuple[tuple[str, str], ...] = ()
     command: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
+    money: Money | None = None
 
     @property
     def usd_per_1m_at_demand(self) -> float | None:
@@ -194,6 +197,7 @@ class View:
             "front": [asdict(candidate) for candidate in self.front],
             "num_evaluated": self.num_evaluated,
             "rejected": [asdict(rejection) for rejection in self.rejected],
+            "money": None if self.money is None else asdict(self.money),
             "versions": dict(self.versions),
             "command": self.command,
         }
