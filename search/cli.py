@@ -90,7 +90,7 @@ def estimate(
     """TTFT, TPOT and E2E of one strategy at one rate, its load, and where the time goes."""
     from search.estimate import estimate as run_estimate
     from search.estimate import existing_system, plain
-    from search.result_view import breakdown_of
+    from search.simulated_view import breakdown_of
     from search.spec import load_spec
     from search.terminal import print_estimate
     from spaces.strategy import Strategy

@@ -9,7 +9,17 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from search.error_view import KnownError
 from search.money_view import Money
+from search.serving_view import Serving
+
+STEP_UP_USD_FRAC = 0.5  # how much dearer a strategy worth a word may be
+STEP_UP_GAIN = 2.0  # and how many times faster its goodput must grow than its cost
+
+
+def gpu_label(name: str) -> str:
+    """A GPU's name for people: `H100 SXM` for `h100_sxm`."""
+    return name.replace("_", " ").upper()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,8 +62,8 @@ class Candidate:
 
     @property
     def gpus(self) -> str:
-        """For example `4 h100_sxm + 2 l40s`."""
-        return " + ".join(f"{count} {gpu}" for gpu, count in self.gpu_counts.items())
+        """For example `4 H100 SXM + 2 L40S`."""
+        return " + ".join(f"{count} {gpu_label(gpu)}" for gpu, count in self.gpu_counts.items())
 
     @property
     def architecture(self) -> str:
@@ -117,6 +127,8 @@ class View:
     space_size: int | None
     curves: tuple[Curve, ...] = ()
     breakdown: tuple[OperatorTime, ...] = ()
+    serving: Serving | None = None
+    errors: tuple[KnownError, ...] = ()
     assumptions: tuple[tuple[str, str], ...] = ()
     command: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
@@ -145,7 +157,36 @@ class View:
             f"Rent {best.gpus} for ${best.usd_per_h:,.2f}/h: "
             f"serves {self.demand_req_s:g} requests/s within the targets, "
             f"{best.headroom_frac(self.demand_req_s):.0%} headroom, "
-            f"${self.usd_per_1m_at_demand:,.2f} per million output tokens."
+            f"${self.usd_per_1m_at_demand:,.2f} per million output tokens"
+            f"{self._step_up_words()}."
+        )
+
+    @property
+    def step_up(self) -> Candidate | None:
+        """A little dearer than the recommended strategy for much more goodput; None where money buys no more than that.
+
+        Of the front up to half as dear again, the one whose goodput grows most per cost, if at least twice as fast.
+        """
+        best = self.recommended
+        if best is None:
+            return None
+        near = [c for c in self.front if 1.0 < c.usd_per_h / best.usd_per_h <= 1.0 + STEP_UP_USD_FRAC]
+        gains = {c.strategy: self._gain(c, best) for c in near}
+        most = max(near, key=lambda c: gains[c.strategy], default=None)
+        return most if most is not None and gains[most.strategy] >= STEP_UP_GAIN else None
+
+    @staticmethod
+    def _gain(candidate: Candidate, best: Candidate) -> float:
+        """Growth of goodput over growth of cost."""
+        return (candidate.goodput_req_s / best.goodput_req_s - 1.0) / (candidate.usd_per_h / best.usd_per_h - 1.0)
+
+    def _step_up_words(self) -> str:
+        more, best = self.step_up, self.recommended
+        if more is None or best is None:
+            return ""
+        return (
+            f"; {more.usd_per_h / best.usd_per_h - 1.0:.0%} more money ({more.gpus}, ${more.usd_per_h:,.2f}/h) "
+            f"buys {more.headroom_frac(self.demand_req_s):.0%} headroom"
         )
 
     @property
@@ -192,6 +233,7 @@ class View:
             "recommended": None if best is None else asdict(best),
             "headroom_frac": None if best is None else best.headroom_frac(self.demand_req_s),
             "usd_per_1m_output_at_demand": self.usd_per_1m_at_demand,
+            "step_up": None if self.step_up is None else asdict(self.step_up),
             "best_collocated": None if self.best_collocated is None else asdict(self.best_collocated),
             "best_disaggregated": None if self.best_disaggregated is None else asdict(self.best_disaggregated),
             "front": [asdict(candidate) for candidate in self.front],

@@ -118,8 +118,20 @@ def printed(shown: View, *, width: int, terminal: bool) -> str:
 def test_answer_names_gpus_price_headroom_and_token_price() -> None:
     """20 $/h over 20 req/s of 211 tokens is 20/3600/4220 × 1e6 = 1.32 $ per million; 24 req/s is 20 % headroom."""
     said = view().answer
-    for part in ("5 h100_sxm", "$20.00/h", "20 requests/s", "20% headroom", "$1.32 per million"):
+    for part in ("5 H100 SXM", "$20.00/h", "20 requests/s", "20% headroom", "$1.32 per million"):
         assert part in said
+
+
+def test_first_line_says_when_little_money_buys_much() -> None:
+    """26 $/h is 30 % more than 20; 48 req/s is 140 % headroom over 20. At 24.5 req/s, 2 % more, nothing is said."""
+    shown = view()
+    more = replace(shown, front=(*shown.front[:2], candidate("3m-tp2@h100_sxm", 48.0, 26.0), shown.front[2]))
+    assert "; 30% more money (6 H100 SXM, $26.00/h) buys 140% headroom." in more.answer
+    assert more.as_json()["step_up"]["strategy"] == "3m-tp2@h100_sxm"
+    little = replace(shown, front=(*shown.front[:2], candidate("3m-tp2@h100_sxm", 24.5, 26.0)))
+    assert "more money" not in little.answer
+    assert little.as_json()["step_up"] is None
+    assert "more money" not in shown.answer  # 36 $/h is too far
 
 
 def test_comparison_calls_a_tie_a_tie() -> None:
@@ -140,7 +152,7 @@ def test_terminal_fits_its_width(width: int) -> None:
     """No line is wider than the terminal, the answer comes first, and every front strategy's kind is a letter."""
     lines = printed(view(), width=width, terminal=True).splitlines()
     assert max(len(line.rstrip()) for line in lines) <= width
-    assert lines[0].startswith("Rent 5 h100_sxm")
+    assert lines[0].startswith("Rent 5 H100 SXM")
     text = "\n".join(lines)
     assert "✓C" in text
     assert re.search(r"^\W*D ", text, re.M)
