@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from estimator.errors import BestServeError
+from estimator.instance import BLOCK_TOKENS
 from estimator.kernels.collocated import CHUNKED, PREFILL_FIRST, STATIC
 from estimator.kernels.disaggregated import run_disaggregated
 from estimator.kernels.lanes import Jobs, Pool, decode_steps, run_pool
+from estimator.kernels.routing import ROUTERS
 from estimator.requests import Requests
 from estimator.simulation import FINISHED, ITL_EDGES_S, REJECTED, Simulation
 from estimator.system import Collocated, System
@@ -19,19 +20,18 @@ def simulate(system: System, requests: Requests, *, concurrency: int | None = No
     """Times of every request under `system`.
 
     Open loop by the requests' own arrival times, or closed loop with `concurrency` requests in flight: all sent at 0,
-    then one per completion. The same input and `seed` give the same bytes (round robin draws no numbers). Raises
-    `BestServeError` for a router or policy that is not simulated.
+    then one per completion. `seed` is that of the router's draws: the same input and seed give the same bytes. A cached
+    prefix counts in whole KV blocks. Raises `BestServeError` for a policy that is not simulated.
     """
-    if system.router != "round_robin":
-        raise BestServeError("router", system.router, "is not simulated", "round_robin")
     if not isinstance(system, Collocated):
         return run_disaggregated(system, requests, concurrency, seed)
     instance = system.instance
     sent_s = requests.arrival_s if concurrency is None else np.zeros(len(requests))
+    cached_tokens = requests.cached_tokens // BLOCK_TOKENS * BLOCK_TOKENS
     jobs = Jobs(
         visible_s=sent_s + instance.request_overhead_s,
-        prompt_tokens=requests.input_tokens - requests.cached_tokens,
-        cached_tokens=requests.cached_tokens,
+        prompt_tokens=requests.input_tokens - cached_tokens,
+        cached_tokens=cached_tokens,
         decode_steps=decode_steps(requests, instance),
         handed_tokens=np.zeros(len(requests)),
     )
@@ -40,6 +40,8 @@ def simulate(system: System, requests: Requests, *, concurrency: int | None = No
         num_instances=system.num_instances,
         policy=_POLICIES[system.policy],
         max_num_batched_tokens=instance.limits.max_num_batched_tokens,
+        router=ROUTERS[system.router],
+        seed=seed,
     )
     weights = np.zeros(len(ITL_EDGES_S) - 1)
     run = run_pool(pool, jobs, weights, concurrency=concurrency)

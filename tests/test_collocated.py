@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from estimator.errors import BestServeError
 from estimator.instance import EngineLimits, Instance
 from estimator.iteration import StepCost
+from estimator.kernels.routing import ROUTERS, choose, router_draws
 from estimator.parallelism import Parallelism
 from estimator.requests import Requests
 from estimator.simulate import simulate
-from estimator.simulation import FINISHED, REJECTED, Simulation
+from estimator.simulation import FINISHED, ITL_EDGES_S, REJECTED, Simulation
 from estimator.system import Collocated, CollocatedPolicy
-from tests.twins import CollocatedTwin, Job
+from tests.twins import FleetTwin, InstanceTwin, Job, LaneTwin
 
 
 def instance_of(cost: StepCost, max_tokens: int, max_seqs: int, num_kv_blocks: int = 1000) -> Instance:
@@ -99,43 +101,103 @@ def test_three_requests_by_hand(
     assert run.finish_s.tolist() == finish_s
 
 
-LENGTHS = st.tuples(st.integers(0, 60), st.integers(1, 90), st.integers(1, 40), st.integers(0, 30))
+LENGTHS = st.tuples(st.integers(0, 60), st.integers(1, 90), st.integers(1, 40), st.integers(0, 60))
+ROUTER_NAMES = ("round_robin", "random", "least_outstanding", "power_of_two")
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
-@given(
-    drawn=st.lists(LENGTHS, min_size=1, max_size=25),
-    max_tokens=st.integers(4, 80),
-    max_seqs=st.integers(1, 8),
-    num_kv_blocks=st.integers(5, 30),
-    policy=st.sampled_from(["chunked", "chunked", "prefill_first", "static"]),
-)
-def test_kernel_equals_the_plain_twin(
-    drawn: list[tuple[int, int, int, int]],
-    max_tokens: int,
-    max_seqs: int,
-    num_kv_blocks: int,
-    policy: CollocatedPolicy,
-) -> None:
-    """Fast-forwarding changes no time of any request by more than 1e-9 of it, evictions and rejections included."""
-    gaps, inputs, outputs, cached = np.array(drawn).T
-    cost, cached = rough_cost(max_tokens, max_seqs), np.minimum(cached, inputs - 1)
-    requests = requests_of(np.cumsum(gaps * 0.0101317), inputs, outputs, cached)
-    system = Collocated(instance=instance_of(cost, max_tokens, max_seqs, num_kv_blocks), policy=policy)
-    columns = (requests.arrival_s, inputs, cached, outputs)
+@st.composite
+def cases(draw: st.DrawFn) -> tuple[Collocated, Requests, int | None]:
+    """A system short of something, requests, and the concurrency of a closed loop or None."""
+    gaps, inputs, outputs, cached = np.array(draw(st.lists(LENGTHS, min_size=1, max_size=25))).T
+    arrival_s = np.cumsum(gaps * 0.0101317)
+    max_tokens, max_seqs = draw(st.integers(4, 80)), draw(st.integers(1, 8))
+    degrees = draw(st.sampled_from([(1, 1), (1, 1), (2, 1), (3, 1), (1, 2), (1, 3), (2, 2)]))
+    instance = replace(
+        instance_of(rough_cost(max_tokens, max_seqs), max_tokens, max_seqs, draw(st.integers(5, 40))),
+        parallelism=Parallelism(dp=degrees[0], pp=degrees[1]),
+        stage_transfer_s=0.00371,
+    )
+    system = Collocated(
+        instance=instance,
+        num_instances=draw(st.sampled_from([1, 1, 2, 3])),
+        policy=draw(st.sampled_from(["chunked", "chunked", "prefill_first", "static"])),
+        router=draw(st.sampled_from(ROUTER_NAMES)),
+    )
+    requests = requests_of(arrival_s, inputs, outputs, np.minimum(cached, inputs - 1))
+    return system, requests, draw(st.none() | st.integers(1, 30))
+
+
+def twin_of(system: Collocated, requests: Requests, concurrency: int | None) -> FleetTwin:
+    """The same system and requests, step by step; already run."""
+    instance, degrees, limits = system.instance, system.instance.parallelism, system.instance.limits
+    seats = max(1, limits.max_num_seqs // degrees.pp)
+    if system.policy == "chunked":
+        seats = min(seats, limits.max_num_batched_tokens)
+    instances = [
+        InstanceTwin(
+            lanes=[
+                LaneTwin(
+                    cost=instance.cost,
+                    policy=system.policy,
+                    max_tokens=limits.max_num_batched_tokens,
+                    max_seqs=seats,
+                    capacity=instance.num_kv_blocks // degrees.pp,
+                )
+                for _ in range(degrees.dp * degrees.pp)
+            ],
+            dp=degrees.dp,
+            pp=degrees.pp,
+            hop_s=(degrees.pp - 1) * instance.stage_transfer_s,
+        )
+        for _ in range(system.num_instances)
+    ]
+    columns = (requests.arrival_s, requests.input_tokens, requests.cached_tokens, requests.output_tokens)
     jobs = [
         Job(arrival_s=float(a), prompt_tokens=int(p), seen_tokens=int(s), output_tokens=int(o))
         for a, p, s, o in zip(*columns, strict=True)
     ]
-    capacity = 16.0 * num_kv_blocks
-    CollocatedTwin(
-        cost=cost, policy=policy, max_tokens=max_tokens, max_seqs=max_seqs, capacity=capacity, jobs=jobs
-    ).run()
-    run = simulate(system, requests)
+    router = ROUTERS[system.router]
+    draws = router_draws(router, len(jobs), 0)
+    twin = FleetTwin(
+        instances=instances,
+        jobs=jobs,
+        choose=lambda turn, held: choose(router, turn, np.array(held), draws),
+        concurrency=concurrency,
+    )
+    twin.run()
+    return twin
+
+
+def assert_equals_twin(system: Collocated, requests: Requests, concurrency: int | None) -> None:
+    """Every time of every request to 1e-9, the KV integral to 1e-9, evictions and the number of gaps exactly."""
+    twin = twin_of(system, requests, concurrency)
+    run = simulate(system, requests, concurrency=concurrency)
     for name, times in (("start_s", run.prefill_start_s), ("first_s", run.first_token_s), ("finish_s", run.finish_s)):
-        plain = [getattr(job, name) for job in jobs]
+        plain = [getattr(job, name) for job in twin.jobs]
         expected = np.array([np.nan if x is None else x for x in plain])
         np.testing.assert_allclose(times, expected, rtol=1e-9, err_msg=name)
+    assert run.decode.kv_block_s == pytest.approx(sum(i.kv_block_s for i in twin.instances), rel=1e-9)
+    assert run.decode.num_preemptions == sum(lane.num_evicted for i in twin.instances for lane in i.lanes)
+    gaps = np.sort(np.concatenate([job.gaps_s for job in twin.jobs]))
+    assert run.itl_weight.sum() == pytest.approx(len(gaps), rel=1e-9)
+    if len(gaps) > 0:  # the longest gap, decode stalls included, lies in the last bin that is filled, or next to it
+        last = int(np.flatnonzero(run.itl_weight > 0)[-1])
+        assert abs(int(np.searchsorted(ITL_EDGES_S, gaps[-1])) - 1 - last) <= 1
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(case=cases())
+def test_kernel_equals_the_plain_twin(case: tuple[Collocated, Requests, int | None]) -> None:
+    """Fast-forwarding changes nothing: policies, ranks, stages, routers, evictions, rejections, open and closed loop."""
+    assert_equals_twin(*case)
+
+
+@pytest.mark.slow
+@settings(max_examples=4000, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(case=cases())
+def test_kernel_equals_the_plain_twin_thousands_of_times(case: tuple[Collocated, Requests, int | None]) -> None:
+    """The same over thousands of cases."""
+    assert_equals_twin(*case)
 
 
 def assert_mean(samples: np.ndarray, law: float) -> None:

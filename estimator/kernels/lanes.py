@@ -1,9 +1,7 @@
-"""A pool of equal instances as independent lanes: every m-th request to one of m lanes.
+"""A pool of equal instances behind a router, packed for `estimator.kernels.collocated`.
 
-A lane is an instance, one attention-dp rank of it or one of its pipeline micro-batches. Ranks step together in a real
-engine: a lane is charged the whole step at its own size, which under round robin is that of its neighbours too. The pp
-micro-batches of an instance take turns on the stages, so that each sees pp stage times a step and holds its share of
-sequences and KV blocks.
+An instance is dp × pp lanes: attention-dp ranks of pipeline micro-batches. Limits and KV blocks of `Instance` are per
+rank; the pp micro-batches of a rank share them out in equal parts.
 """
 
 from __future__ import annotations
@@ -14,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from estimator.instance import BLOCK_TOKENS, Instance
-from estimator.kernels.collocated import run_lane
+from estimator.kernels.collocated import CHUNKED, Rules, State, run_instances
+from estimator.kernels.routing import ROUND_ROBIN, router_draws
 from estimator.requests import Requests
 from estimator.simulation import PoolIntegrals
 
@@ -46,96 +45,115 @@ class PoolRun:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pool:
-    """`num_instances` equal instances under one batching policy (a constant of `estimator.kernels.collocated`)."""
+    """`num_instances` equal instances under one batching policy (a constant of `estimator.kernels.collocated`).
+
+    `router` is a constant of `estimator.kernels.routing`; `seed` is that of its draws.
+    """
 
     instance: Instance
     num_instances: int
     policy: int
     max_num_batched_tokens: int
+    router: int = ROUND_ROBIN
+    seed: int = 0
 
     @property
     def num_lanes(self) -> int:
-        """Independent lanes of the pool."""
+        """Lanes of the pool."""
         return self.num_instances * self.instance.parallelism.dp * self.instance.parallelism.pp
 
 
 def decode_steps(requests: Requests, instance: Instance) -> IntArray:
     """Steps after the first token, (num,): every step gains `accepted_tokens_per_step` tokens."""
     gained = instance.cost.accepted_tokens_per_step
+    if gained == 1.0:
+        return requests.output_tokens - 1
     return np.asarray(np.ceil((requests.output_tokens - 1) / gained), dtype=np.int64)
 
 
 def run_pool(pool: Pool, jobs: Jobs, weights: FloatArray, *, concurrency: int | None = None) -> PoolRun:
-    """Runs the lanes one by one; adds token gaps to `weights`. `concurrency` in flight over all lanes, or open loop.
-
-    A closed loop with fewer requests in flight than lanes uses that many lanes.
-    """
+    """Runs the pool on one stream of requests; adds token gaps to `weights`. `concurrency` in flight, or open loop."""
     num = len(jobs.visible_s)
-    num_lanes = min(pool.num_lanes, max(num, 1), concurrency or pool.num_lanes)
-    out, totals, end_s = np.full((4, num), np.nan), np.zeros(5), 0.0
-    overhead_s = pool.instance.request_overhead_s
-    out[3] = jobs.visible_s - overhead_s
-    tables, settings = _tables(pool.instance), _settings(pool)
-    columns = (jobs.visible_s, jobs.prompt_tokens, jobs.cached_tokens, jobs.decode_steps, jobs.handed_tokens)
-    for lane in range(num_lanes):
-        mine = slice(lane, None, num_lanes)
-        share = 0 if concurrency is None else concurrency // num_lanes + (lane < concurrency % num_lanes)
-        packed = tuple(column[mine].copy() for column in columns)
-        lane_out = np.ascontiguousarray(out[:, mine])
-        lane_totals = run_lane(packed, tables, settings, share, lane_out, weights)
-        out[:, mine] = lane_out
-        totals += lane_totals
-        end_s = max(end_s, float(lane_totals[4]))
+    rules = _rules(pool, concurrency or 0)
+    state = _state(pool, rules, jobs, weights)
+    state.out[3] = jobs.visible_s - rules.overhead_s
+    draws = router_draws(pool.router, num, pool.seed)
+    cost = pool.instance.cost
+    tables = (cost.decode_s, cost.mixed_s, cost.head_s, cost.kv_read_s_per_token, cost.window_read_s_per_token)
+    run_instances(state, rules, tables, jobs.visible_s.copy(), pool.num_instances, draws)
     return PoolRun(
-        arrival_s=out[3],
-        start_s=out[0],
-        first_s=out[1],
-        finish_s=out[2],
-        integrals=_integrals(pool, out, totals, end_s),
+        arrival_s=state.out[3],
+        start_s=state.out[0],
+        first_s=state.out[1],
+        finish_s=state.out[2],
+        integrals=_integrals(pool, state),
     )
 
 
-def _tables(instance: Instance) -> tuple[FloatArray, ...]:
-    cost, pp = instance.cost, instance.parallelism.pp
-    hop_s = (pp - 1) * instance.stage_transfer_s
-    return (
-        cost.decode_s * pp + hop_s,
-        cost.mixed_s * pp + hop_s,
-        cost.head_s,
-        cost.kv_read_s_per_token * pp,
-        cost.window_read_s_per_token * pp,
+def _rules(pool: Pool, concurrency: int) -> Rules:
+    cost, limits, degrees = pool.instance.cost, pool.instance.limits, pool.instance.parallelism
+    gain, q = float(cost.accepted_tokens_per_step), cost.decode_tokens_per_seq
+    seats = max(1, limits.max_num_seqs // degrees.pp)
+    if pool.policy == CHUNKED:  # every decoding sequence must find room in the step
+        seats = max(1, min(seats, pool.max_num_batched_tokens // q))
+    units = 1 if gain.is_integer() else BLOCK_TOKENS
+    return Rules(
+        policy=pool.policy,
+        max_tokens=pool.max_num_batched_tokens,
+        seats=seats,
+        capacity=pool.instance.capacity_tokens // BLOCK_TOKENS // degrees.pp,
+        window=float(cost.window_tokens),
+        c=float(cost.attention_s_per_pair),
+        cw=float(cost.window_attention_s_per_pair),
+        q=q,
+        gain=gain,
+        units=units,
+        p=round(gain * units),
+        overhead_s=float(pool.instance.request_overhead_s),
+        dp=degrees.dp,
+        pp=degrees.pp,
+        hop_s=(degrees.pp - 1) * float(pool.instance.stage_transfer_s),
+        router=pool.router,
+        concurrency=concurrency,
     )
 
 
-def _settings(pool: Pool) -> FloatArray:
-    cost, pp = pool.instance.cost, pool.instance.parallelism.pp
-    return np.array(
-        [
-            pool.policy,
-            pool.max_num_batched_tokens,
-            max(1, pool.instance.limits.max_num_seqs // pp),
-            pool.instance.capacity_tokens / pp,
-            cost.window_tokens,
-            cost.attention_s_per_pair * pp,
-            cost.window_attention_s_per_pair * pp,
-            cost.decode_tokens_per_seq,
-            cost.accepted_tokens_per_step,
-            pool.instance.request_overhead_s,
-        ],
-        dtype=np.float64,
+def _state(pool: Pool, rules: Rules, jobs: Jobs, weights: FloatArray) -> State:
+    num, lanes = len(jobs.visible_s), pool.num_lanes
+    lane = np.zeros((lanes, 13), np.int64)
+    lane[:, 4:9] = -1  # no request: first, last, prompt, next waiting, last waiting
+    job = np.zeros((num, 8), np.int64)
+    job[:, 0], job[:, 1], job[:, 2] = jobs.prompt_tokens, jobs.handed_tokens, jobs.decode_steps
+    job[:, 3:6] = -1  # not decoding; no neighbours
+    job[:, 7] = jobs.cached_tokens
+    marks = 1 if pool.policy == CHUNKED else rules.seats + 1
+    return State(
+        lane=lane,
+        cached=np.zeros(lanes),
+        phase=np.zeros((lanes, BLOCK_TOKENS * rules.units), np.int64),
+        heap=np.empty((lanes, rules.seats), np.int64),
+        mark_s=np.empty((lanes, marks)),
+        mark_num=np.empty((lanes, marks), np.int64),
+        line=np.zeros((2, lanes)),
+        job=job,
+        job_s=np.empty((num, 2)),
+        out=np.full((4, num), np.nan),
+        totals=np.zeros(6),
+        weights=weights,
     )
 
 
-def _integrals(pool: Pool, out: FloatArray, totals: FloatArray, end_s: float) -> PoolIntegrals:
-    start, _, finish, arrival = out
+def _integrals(pool: Pool, state: State) -> PoolIntegrals:
+    start, _, finish, arrival = state.out
+    busy_s, held, steps, preemptions, evicted_s, end_s = (float(total) for total in state.totals)
     begin_s = float(np.nanmin(arrival)) if arrival.size else 0.0
     return PoolIntegrals(
         num_instances=pool.num_instances,
         duration_s=max(0.0, end_s - begin_s),
-        busy_s=float(totals[0]) * pool.num_instances / pool.num_lanes,
-        running_seq_s=float(np.nansum(finish - start)),
-        waiting_seq_s=float(np.nansum(start - arrival)),
-        kv_block_s=float(totals[1]) / BLOCK_TOKENS,
-        num_steps=int(totals[2]),
-        num_preemptions=int(totals[3]),
+        busy_s=busy_s,
+        running_seq_s=float(np.nansum(finish - start)) - evicted_s,
+        waiting_seq_s=float(np.nansum(start - arrival)) + evicted_s,
+        kv_block_s=held,
+        num_steps=int(steps),
+        num_preemptions=int(preemptions),
     )
