@@ -143,7 +143,12 @@ def system_of(problem: Problem, strategy: Strategy) -> System | Infeasible:
             return instance
         instances.append(instance)
     if not strategy.is_disaggregated:
-        return Collocated(instance=instances[0], num_instances=strategy.pools[0].count, policy=strategy.policy)  # type: ignore[arg-type]
+        return Collocated(
+            instance=instances[0],
+            num_instances=strategy.pools[0].count,
+            policy=strategy.policy,  # type: ignore[arg-type]
+            router=strategy.router,  # type: ignore[arg-type]
+        )
     return Disaggregated(
         prefill=instances[0],
         num_prefill=strategy.pools[0].count,
@@ -151,6 +156,7 @@ def system_of(problem: Problem, strategy: Strategy) -> System | Infeasible:
         num_decode=strategy.pools[1].count,
         link=link_of(problem, strategy),
         policy=TETRIINFER if strategy.policy == "tetriinfer" else DISTSERVE,
+        router=strategy.router,  # type: ignore[arg-type]
     )
 
 

@@ -3,10 +3,11 @@
     strategy := pool ["+" pool]                         one collocated pool, or a prefill pool and a decode pool
     pool     := COUNT ROLE "-tp" N ["-pp" N] ["-dp" N] ["-ep" N] "@" GPU {"," option}
     ROLE     := "m" (collocated) | "p" (prefill) | "d" (decode)
-    option   := "tokens=" N | "seqs=" N | "policy=" NAME        policy on the first pool, for the whole strategy
+    option   := "tokens=" N | "seqs=" N | "policy=" NAME | "router=" NAME
 
 `2m-tp4@h100_sxm` is two collocated instances of TP4; `3p-tp2@h100_sxm+5d-tp4@h200_sxm` three prefill instances and five
-decode instances. Degrees of 1 are left out (tp is always printed); limits left out are the engine's own.
+decode instances. Degrees of 1 are left out (tp is always printed); limits left out are the engine's own. Policy and router
+stand on the first pool, for the whole strategy, and are left out where they are the default.
 """
 
 from __future__ import annotations
@@ -22,11 +23,12 @@ from estimator.parallelism import Parallelism
 Role = Literal["m", "p", "d"]
 COLLOCATED_POLICIES = ("chunked", "prefill_first", "static")
 DISAGGREGATED_POLICIES = ("distserve", "tetriinfer")
+ROUTERS = ("round_robin", "random", "least_outstanding", "power_of_two")
 _POOL = re.compile(
     r"(?P<count>\d+)(?P<role>[mpd])(?:-tp(?P<tp>\d+))?(?:-pp(?P<pp>\d+))?(?:-dp(?P<dp>\d+))?(?:-ep(?P<ep>\d+))?"
     r"@(?P<gpu>[A-Za-z0-9][A-Za-z0-9_.\-]*)(?P<options>(?:,[^,+]*)*)"
 )
-_FORM = "2m-tp4@h100_sxm or 3p-tp2@h100_sxm+5d-tp4@h200_sxm, each with ,tokens=N,seqs=N,policy=NAME"
+_FORM = "2m-tp4@h100_sxm or 3p-tp2@h100_sxm+5d-tp4@h200_sxm, each with ,tokens=N,seqs=N,policy=NAME,router=NAME"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,26 +66,27 @@ class Pool:
             max_num_seqs=self.max_num_seqs or default.max_num_seqs,
         )
 
-    def written(self, policy: str | None = None) -> str:
-        """The pool's part of the written form, with the strategy's policy if that is to be named."""
+    def written(self, policy: str | None = None, router: str | None = None) -> str:
+        """The pool's part of the written form, with the strategy's policy and router if these are to be named."""
         degrees = self.parallelism
         layout = f"-tp{degrees.tp}" + "".join(
             f"-{name}{getattr(degrees, name)}" for name in ("pp", "dp", "ep") if getattr(degrees, name) != 1
         )
-        options = {"tokens": self.max_num_batched_tokens, "seqs": self.max_num_seqs, "policy": policy}
+        options = {"tokens": self.max_num_batched_tokens, "seqs": self.max_num_seqs, "policy": policy, "router": router}
         written = "".join(f",{name}={value}" for name, value in options.items() if value is not None)
         return f"{self.count}{self.role}{layout}@{self.gpu}{written}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Strategy:
-    """One collocated pool, or a prefill pool and a decode pool in that order, run under `policy`.
+    """One collocated pool, or a prefill pool and a decode pool in that order, run under `policy` behind `router`.
 
     An empty policy means the default: `chunked` collocated, `distserve` disaggregated.
     """
 
     pools: tuple[Pool, ...]
     policy: str = ""
+    router: str = ROUTERS[0]
 
     def __post_init__(self) -> None:
         roles = "".join(pool.role for pool in self.pools)
@@ -99,6 +102,9 @@ class Strategy:
             value=self.policy,
             rule=f"does not exist for {'disaggregated' if self.is_disaggregated else 'collocated'} strategies",
             accepted=", ".join(policies),
+        )
+        require(
+            self.router in ROUTERS, field="router", value=self.router, rule="is unknown", accepted=", ".join(ROUTERS)
         )
 
     @property
@@ -122,23 +128,29 @@ class Strategy:
     def __str__(self) -> str:
         """The written form; `Strategy.parse` reads it back equal."""
         default = DISAGGREGATED_POLICIES[0] if self.is_disaggregated else COLLOCATED_POLICIES[0]
-        policies = [self.policy if self.policy != default else None, None]
-        return "+".join(pool.written(policy) for pool, policy in zip(self.pools, policies, strict=False))
+        policy = self.policy if self.policy != default else None
+        router = self.router if self.router != ROUTERS[0] else None
+        first, *others = self.pools
+        return "+".join([first.written(policy, router), *(pool.written() for pool in others)])
 
     @classmethod
     def parse(cls, text: str) -> Strategy:
         """The strategy written as `text`; raises `BestServeError` that names the part it cannot read."""
-        pools, policies = [], []
+        pools, options = [], []
         for part in text.strip().split("+"):
-            pool, policy = _parse_pool(part.strip())
+            pool, named = _parse_pool(part.strip())
             pools.append(pool)
-            policies.append(policy)
-        if any(policies[1:]):
-            raise BestServeError("strategy", text, "gives a policy on the second pool", "policy=NAME on the first pool")
-        return cls(pools=tuple(pools), policy=policies[0])
+            options.append(named)
+        for name in ("policy", "router"):
+            if any(name in named for named in options[1:]):
+                raise BestServeError(
+                    "strategy", text, f"gives a {name} on the second pool", f"{name}=NAME on the first"
+                )
+        first = options[0]
+        return cls(pools=tuple(pools), policy=first.get("policy", ""), router=first.get("router", ROUTERS[0]))
 
 
-def _parse_pool(text: str) -> tuple[Pool, str]:
+def _parse_pool(text: str) -> tuple[Pool, dict[str, str]]:
     match = _POOL.fullmatch(text)
     if match is None:
         raise BestServeError("strategy", text, "is not a pool", _FORM)
@@ -152,20 +164,20 @@ def _parse_pool(text: str) -> tuple[Pool, str]:
         max_num_batched_tokens=_whole(options, "tokens"),
         max_num_seqs=_whole(options, "seqs"),
     )
-    return pool, options.get("policy", "")
+    return pool, options
 
 
 def _parse_options(text: str) -> dict[str, str]:
     options: dict[str, str] = {}
     for option in text.split(",")[1:]:
         name, _, value = option.partition("=")
-        known = name in ("tokens", "seqs", "policy") and name not in options and bool(value)
+        known = name in ("tokens", "seqs", "policy", "router") and name not in options and bool(value)
         require(
             known,
             field="strategy",
             value=option,
             rule="is not an option of a pool",
-            accepted="tokens=N, seqs=N, policy=NAME, each once",
+            accepted="tokens=N, seqs=N, policy=NAME, router=NAME, each once",
         )
         options[name] = value
     return options

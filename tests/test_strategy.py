@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from estimator.errors import BestServeError
 from estimator.instance import EngineLimits
 from estimator.parallelism import Parallelism
-from spaces.strategy import COLLOCATED_POLICIES, DISAGGREGATED_POLICIES, Pool, Role, Strategy
+from spaces.strategy import COLLOCATED_POLICIES, DISAGGREGATED_POLICIES, ROUTERS, Pool, Role, Strategy
 
 DEGREES = st.sampled_from([1, 2, 4, 8])
 
@@ -34,10 +34,11 @@ def pools(draw: st.DrawFn, role: Role) -> Pool:
 @st.composite
 def strategies(draw: st.DrawFn) -> Strategy:
     """Any strategy."""
+    router = draw(st.sampled_from(ROUTERS))
     if draw(st.booleans()):
-        return Strategy(pools=(draw(pools("m")),), policy=draw(st.sampled_from(COLLOCATED_POLICIES)))
+        return Strategy(pools=(draw(pools("m")),), policy=draw(st.sampled_from(COLLOCATED_POLICIES)), router=router)
     pair = (draw(pools("p")), draw(pools("d")))
-    return Strategy(pools=pair, policy=draw(st.sampled_from(DISAGGREGATED_POLICIES)))
+    return Strategy(pools=pair, policy=draw(st.sampled_from(DISAGGREGATED_POLICIES)), router=router)
 
 
 @given(strategies())
@@ -56,6 +57,7 @@ def test_written_form_reads_back_equal(strategy: Strategy) -> None:
         "1m-tp2-pp2-dp4-ep8@h100_sxm",
         "2m-tp4@h100_sxm,tokens=8192,seqs=256",
         "1p-tp1@l40s,tokens=16384,policy=tetriinfer+2d-tp1@l40s,seqs=512",
+        "8m-tp1@l40s,seqs=64,policy=static,router=least_outstanding",
     ],
 )
 def test_known_forms_print_back_the_same(text: str) -> None:
@@ -94,6 +96,8 @@ def test_limits_fall_back_to_the_engine() -> None:
         ("1d-tp1@l40s+1p-tp1@l40s", "pools must be m, or p and then d"),
         ("1m-tp1@l40s,policy=tetriinfer", "does not exist for collocated"),
         ("1p-tp1@l40s+1d-tp1@l40s,policy=tetriinfer", "policy on the second pool"),
+        ("1p-tp1@l40s+1d-tp1@l40s,router=random", "router on the second pool"),
+        ("2m-tp1@l40s,router=psychic", "router: 'psychic' is unknown"),
     ],
 )
 def test_unreadable_forms_name_the_part(text: str, message: str) -> None:

@@ -7,8 +7,10 @@ the step from c to c + 1: those with (ρ + p·c) mod M in {0, M − p + 1, ..., 
 | symbol | meaning |
 |---|---|
 | U | units per token: 1 where a step gains whole tokens, else 16 |
-| M | units per block, 16·U |
+| M | units per block, 16·U, a power of two |
 | p | units gained per step |
+
+The phases of one rank are lane[at, first : first + M].
 """
 
 from __future__ import annotations
@@ -16,49 +18,46 @@ from __future__ import annotations
 from numba import njit
 
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy")
 def blocks_of(units, M):
     """⌈units/M⌉."""
     return (units + M - 1) // M
 
 
-@njit(cache=True)
-def new_blocks(phases, clock, p):
+@njit(cache=True, error_model="numpy")
+def new_blocks(lane, at, first, M, clock, p):
     """Blocks opened by one step from `clock`."""
-    mask = len(phases) - 1  # M is a power of two
     opened = 0
     for r in range(p):
-        opened += phases[(-r - p * clock) & mask]
+        opened += lane[at, first + ((-r - p * clock) & (M - 1))]
     return opened
 
 
-@njit(cache=True)
-def steps_within(phases, clock, n, p, room, k_max):  # noqa: PLR0913 (scalars of a hot loop)
+@njit(cache=True, error_model="numpy")
+def steps_within(lane, at, first, M, clock, n, p, room, k_max):
     """Most steps, at most k_max, that n sequences can take before they have opened more than `room` blocks."""
-    M = len(phases)
     if n * (p * k_max // M + 1) <= room:
         return k_max
     cycles = room // (n * p)
     k, left = cycles * M, room - cycles * n * p
     while k < k_max:
-        left -= new_blocks(phases, clock + k, p)
+        left -= new_blocks(lane, at, first, M, clock + k, p)
         if left < 0:
             return k
         k += 1
     return k_max
 
 
-@njit(cache=True)
-def held_time(phases, clock, n, p, used, first_s, slope_s, k):  # noqa: PLR0913
+@njit(cache=True, error_model="numpy")
+def held_time(lane, at, first, M, clock, n, p, used, first_s, slope_s, k):
     """Block-seconds of k steps that take first_s + slope_s·d, from `used` blocks, and the blocks used at their end.
 
     A block opened by a step is held during it. Steps d = M·m + r of one r form products of two lines in m, summed by
     Σm = Q(Q − 1)/2 and Σm² = Q(Q − 1)(2Q − 1)/6.
     """
-    M = len(phases)
     per_cycle, total, opened, end = n * p, 0.0, used, used
     for r in range(min(k, M)):
-        opened += new_blocks(phases, clock + r, p)
+        opened += new_blocks(lane, at, first, M, clock + r, p)
         step_s = first_s + slope_s * r
         if k <= M:
             total += opened * step_s

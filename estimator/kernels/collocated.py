@@ -11,7 +11,7 @@ Total order of events at one time:
    closed loop every request that ends, in that order, sends the next one.
 2. Requests that have become visible are routed one by one in order of arrival (`estimator.kernels.routing`), to the
    lanes of an instance in turns. One that can never fit its lane is rejected here.
-3. Instances without a running step put the next one together (no instance sees another here: their order is no matter).
+3. Instances without a running step put the next one together; none sees another, so that their order is no matter.
 
 A lane puts a step together as vLLM V1 does: decoding sequences first, then the prompt under way, then waiting requests
 in order of arrival, within the token budget, the seats and the KV blocks. Where blocks run out the latest admitted is
@@ -21,12 +21,27 @@ prompts too, only while nothing decodes.
 
 While every lane only decodes, step times are a piecewise straight line (`_segment`), so that the group jumps to the
 next finish, to the step that runs out of blocks, or to the first step end after an arrival that can be admitted.
+
+Arrays, which every function takes in this order (flat, because a compiled call pays for each array it touches):
+
+| array | columns |
+|---|---|
+| lane (lanes, ...) int | counters, M phases (`blocks`), heap of (last clock << 32) + request, sequences per mark |
+| work (lanes, ...) | cached tokens S, stage time and its growth per step, time of each mark |
+| job (num, 8) int | tokens to do and held, steps left, clock of joining or -1, neighbours, own blocks, cached prefix |
+| when (num, 6) | start, first token, finish, arrival, last token before an eviction, eviction, s |
+| sums (6,) | busy s, KV block·s, steps, evictions, evicted s, end s |
+| weights | histogram of token gaps |
+| tab | the tables D, H, b, b_w and M of `estimator.iteration`, one after the other |
+
+Residents of a lane are a linked list in order of admission, waiting requests another; -1 is no request. A mark is a
+time since which so many decoding sequences have waited for a token, while steps of prompts ran.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numba import njit
@@ -41,6 +56,7 @@ from estimator.kernels.spans import (
     record_gaps,
     steps_until,
 )
+from estimator.kernels.unowned import unowned
 
 __all__ = [
     "CHUNKED",
@@ -56,28 +72,19 @@ __all__ = [
 CHUNKED, PREFILL_FIRST, STATIC = 0, 1, 2
 NEVER = 1e300
 MANY = 1 << 40
-# columns of State.lane
-(
-    CLOCK,
-    NUM_RESIDENT,
-    NUM_DECODING,
-    USED,
-    FIRST,
-    LAST,
-    PROMPT,
-    NEXT_WAITING,
-    LAST_WAITING,
-    ACTIVE,
-    TOKENS,
-    STEPS,
-    MARKS,
-) = range(13)
-# columns of State.job
+CLOCK, NUM_RESIDENT, NUM_DECODING, USED, FIRST, LAST, PROMPT, NEXT_WAITING, LAST_WAITING = range(9)
+ACTIVE, TOKENS, STEPS, MARKS, PHASE = range(9, 14)
+CACHED, LINE, SLOPE, MARK_S = range(4)
 TODO, HELD, LEFT, JOINED, BEFORE, AFTER, OWN, SEEN = range(8)
+START, FIRST_TOKEN, FINISH, ARRIVAL, LAST_TOKEN, EVICTED = range(6)
+BUSY, HELD_TIME, NUM_STEPS, PREEMPTIONS, EVICTED_TIME, END = range(6)
 
 
 class Rules(NamedTuple):
-    """Limits of one lane and shape of an instance. `capacity` in KV blocks; p, M, U of `blocks`; q, c of `iteration`."""
+    """Limits of a lane, shape of an instance. `capacity` in KV blocks; M, U, p of `blocks`; q, c, c_w of `iteration`.
+
+    `heap_at`, `mark_at`: first columns of the heap and of the marks in `lane`; `num_rows`: entries of D, H, b and b_w.
+    """
 
     policy: int
     max_tokens: int
@@ -89,6 +96,7 @@ class Rules(NamedTuple):
     q: int
     gain: float
     units: int
+    M: int
     p: int
     overhead_s: float
     dp: int
@@ -96,301 +104,287 @@ class Rules(NamedTuple):
     hop_s: float
     router: int
     concurrency: int
+    heap_at: int
+    mark_at: int
+    num_rows: int
 
 
-class State(NamedTuple):
-    """Arrays of a run. Per lane: counters, cached tokens, phases, heap of (last clock, request), stall marks, step time.
-
-    Per request: counters, times of its last token and of its eviction, `out` (start, first token, finish, arrival).
-    `totals`: busy s, KV block·s, steps, preemptions, evicted s, end s. -1 stands for no request in the linked lists.
-    """
-
-    lane: Any
-    cached: Any
-    phase: Any
-    heap: Any
-    mark_s: Any
-    mark_num: Any
-    line: Any
-    job: Any
-    job_s: Any
-    out: Any
-    totals: Any
-    weights: Any
-
-
-@njit(cache=True)
-def _push(heap, size, key):
+@njit(cache=True, error_model="numpy")
+def _push(lane, at, first, size, key):
     place = size
     while place > 0:
         above = (place - 1) >> 1
-        if heap[above] <= key:
+        if lane[at, first + above] <= key:
             break
-        heap[place] = heap[above]
+        lane[at, first + place] = lane[at, first + above]
         place = above
-    heap[place] = key
+    lane[at, first + place] = key
 
 
-@njit(cache=True)
-def _remove(heap, size, place):
+@njit(cache=True, error_model="numpy")
+def _remove(lane, at, first, size, place):
     """Takes out the entry at `place` of a heap of `size` entries."""
-    key = heap[size - 1]
+    key = lane[at, first + size - 1]
     size -= 1
     if place == size:
         return
-    if place > 0 and heap[(place - 1) >> 1] > key:
-        _push(heap, place, key)
+    if place > 0 and lane[at, first + ((place - 1) >> 1)] > key:
+        _push(lane, at, first, place, key)
         return
     while True:
         below = 2 * place + 1
         if below >= size:
             break
-        if below + 1 < size and heap[below + 1] < heap[below]:
+        if below + 1 < size and lane[at, first + below + 1] < lane[at, first + below]:
             below += 1
-        if heap[below] >= key:
+        if lane[at, first + below] >= key:
             break
-        heap[place] = heap[below]
+        lane[at, first + place] = lane[at, first + below]
         place = below
-    heap[place] = key
+    lane[at, first + place] = key
 
 
-@njit(cache=True)
-def _link(s, l, i):
-    """Makes request i the latest resident of lane l."""
-    lane = s.lane[l]
-    last = lane[LAST]
-    s.job[i, BEFORE], s.job[i, AFTER] = last, -1
+@njit(cache=True, error_model="numpy")
+def _link(lane, job, at, i):
+    """Makes request i the latest resident."""
+    last = lane[at, LAST]
+    job[i, BEFORE], job[i, AFTER] = last, -1
     if last >= 0:
-        s.job[last, AFTER] = i
+        job[last, AFTER] = i
     else:
-        lane[FIRST] = i
-    lane[LAST] = i
-    lane[NUM_RESIDENT] += 1
+        lane[at, FIRST] = i
+    lane[at, LAST] = i
+    lane[at, NUM_RESIDENT] += 1
 
 
-@njit(cache=True)
-def _unlink(s, l, i):
-    lane = s.lane[l]
-    before, after = s.job[i, BEFORE], s.job[i, AFTER]
+@njit(cache=True, error_model="numpy")
+def _unlink(lane, job, at, i):
+    before, after = job[i, BEFORE], job[i, AFTER]
     if before >= 0:
-        s.job[before, AFTER] = after
+        job[before, AFTER] = after
     else:
-        lane[FIRST] = after
+        lane[at, FIRST] = after
     if after >= 0:
-        s.job[after, BEFORE] = before
+        job[after, BEFORE] = before
     else:
-        lane[LAST] = before
-    lane[NUM_RESIDENT] -= 1
+        lane[at, LAST] = before
+    lane[at, NUM_RESIDENT] -= 1
 
 
-@njit(cache=True)
-def _start_decoding(s, r, l, i):
+@njit(cache=True, error_model="numpy")
+def _start_decoding(lane, work, job, r, at, i):
     """Request i holds its whole prompt and decodes from the lane's present clock on."""
-    lane, job = s.lane[l], s.job[i]
-    clock = lane[CLOCK]
-    job[JOINED] = clock
-    _push(s.heap[l], lane[NUM_DECODING], ((clock + job[LEFT]) << 32) | i)
-    lane[NUM_DECODING] += 1
-    s.phase[l, (job[HELD] * r.units - r.p * clock) & (16 * r.units - 1)] += 1
-    s.cached[l] += job[HELD] + job[SEEN]
+    clock = lane[at, CLOCK]
+    job[i, JOINED] = clock
+    _push(lane, at, r.heap_at, lane[at, NUM_DECODING], ((clock + job[i, LEFT]) << 32) | i)
+    lane[at, NUM_DECODING] += 1
+    lane[at, PHASE + ((job[i, HELD] * r.units - r.p * clock) & (r.M - 1))] += 1
+    work[at, CACHED] += job[i, HELD] + job[i, SEEN]
 
 
-@njit(cache=True)
-def _stop_decoding(s, r, l, i, place):
+@njit(cache=True, error_model="numpy")
+def _stop_decoding(lane, work, job, r, at, i, place):
     """Takes request i, at `place` of the heap, and its KV cache out of the lane; returns the steps it has decoded."""
-    lane, job = s.lane[l], s.job[i]
-    done = lane[CLOCK] - job[JOINED]
-    M = 16 * r.units
-    _remove(s.heap[l], lane[NUM_DECODING], place)
-    lane[NUM_DECODING] -= 1
-    lane[USED] -= blocks_of(job[HELD] * r.units + r.p * done, M)
-    s.phase[l, (job[HELD] * r.units - r.p * job[JOINED]) & (M - 1)] -= 1
-    s.cached[l] = s.cached[l] - job[HELD] - job[SEEN] - r.gain * done if lane[NUM_DECODING] > 0 else 0.0
-    job[JOINED] = -1
-    _unlink(s, l, i)
+    done = lane[at, CLOCK] - job[i, JOINED]
+    _remove(lane, at, r.heap_at, lane[at, NUM_DECODING], place)
+    lane[at, NUM_DECODING] -= 1
+    lane[at, USED] -= blocks_of(job[i, HELD] * r.units + r.p * done, r.M)
+    lane[at, PHASE + ((job[i, HELD] * r.units - r.p * job[i, JOINED]) & (r.M - 1))] -= 1
+    work[at, CACHED] = (
+        work[at, CACHED] - job[i, HELD] - job[i, SEEN] - r.gain * done if lane[at, NUM_DECODING] > 0 else 0.0
+    )
+    job[i, JOINED] = -1
+    _unlink(lane, job, at, i)
     return done
 
 
-@njit(cache=True)
-def _evict(s, r, l, t):
+@njit(cache=True, error_model="numpy")
+def _evict(lane, work, job, when, sums, r, at, t):
     """The latest admitted gives up its blocks and waits, before all others, to compute its tokens again."""
-    lane = s.lane[l]
-    i = lane[LAST]
-    job = s.job[i]
-    if job[JOINED] >= 0:
+    i = lane[at, LAST]
+    if job[i, JOINED] >= 0:
         place = 0
-        while s.heap[l, place] & 0xFFFFFFFF != i:
+        while lane[at, r.heap_at + place] & 0xFFFFFFFF != i:
             place += 1
-        marks, marked = lane[MARKS], 0
+        marks, marked = lane[at, MARKS], 0
         for m in range(marks):
-            marked += s.mark_num[l, m]
-        s.job_s[i, 0] = t
-        if marked == lane[NUM_DECODING]:  # it has waited for its next token since the latest mark
-            s.job_s[i, 0] = s.mark_s[l, marks - 1]
-            s.mark_num[l, marks - 1] -= 1
-            lane[MARKS] -= s.mark_num[l, marks - 1] == 0
-        done = _stop_decoding(s, r, l, i, place)
-        job[TODO] = job[HELD] + int(r.gain * (done + 1))
-        job[LEFT] -= done + 1
+            marked += lane[at, r.mark_at + m]
+        when[i, LAST_TOKEN] = t
+        if marked == lane[at, NUM_DECODING]:  # it has waited for its next token since the latest mark
+            when[i, LAST_TOKEN] = work[at, MARK_S + marks - 1]
+            lane[at, r.mark_at + marks - 1] -= 1
+            lane[at, MARKS] -= lane[at, r.mark_at + marks - 1] == 0
+        done = _stop_decoding(lane, work, job, r, at, i, place)
+        job[i, TODO] = job[i, HELD] + int(r.gain * (done + 1))
+        job[i, LEFT] -= done + 1
     else:
-        lane[USED] -= job[OWN]
-        job[TODO] += job[HELD]
-        lane[PROMPT] = -1
-        _unlink(s, l, i)
-    job[HELD] = job[OWN] = 0
-    s.job_s[i, 1] = t
-    s.totals[3] += 1
-    job[AFTER] = lane[NEXT_WAITING]
-    lane[NEXT_WAITING] = i
-    if job[AFTER] < 0:
-        lane[LAST_WAITING] = i
+        lane[at, USED] -= job[i, OWN]
+        job[i, TODO] += job[i, HELD]
+        lane[at, PROMPT] = -1
+        _unlink(lane, job, at, i)
+    job[i, HELD] = job[i, OWN] = 0
+    when[i, EVICTED] = t
+    sums[PREEMPTIONS] += 1
+    job[i, AFTER] = lane[at, NEXT_WAITING]
+    lane[at, NEXT_WAITING] = i
+    if job[i, AFTER] < 0:
+        lane[at, LAST_WAITING] = i
 
 
-@njit(cache=True)
-def _make_room(s, r, l, t):
+@njit(cache=True, error_model="numpy")
+def _make_room(lane, work, job, when, sums, r, at, t):
     """Evicts until one decode step's blocks fit, the first admitted never; returns those blocks, whether it evicted."""
-    lane = s.lane[l]
-    before = s.totals[3]
-    opened = new_blocks(s.phase[l], lane[CLOCK], r.p)
-    while lane[USED] + opened > r.capacity and lane[NUM_RESIDENT] > 1:
-        _evict(s, r, l, t)
-        opened = new_blocks(s.phase[l], lane[CLOCK], r.p)
-    return opened, s.totals[3] > before
+    before = sums[PREEMPTIONS]
+    opened = new_blocks(lane, at, PHASE, r.M, lane[at, CLOCK], r.p)
+    while lane[at, USED] + opened > r.capacity and lane[at, NUM_RESIDENT] > 1:
+        _evict(lane, work, job, when, sums, r, at, t)
+        opened = new_blocks(lane, at, PHASE, r.M, lane[at, CLOCK], r.p)
+    return opened, sums[PREEMPTIONS] > before
 
 
-@njit(cache=True)
-def _admit(s, l, i, t):
-    """Moves the first waiting request i of lane l among the residents."""
-    lane, job = s.lane[l], s.job[i]
-    lane[NEXT_WAITING] = job[AFTER]
-    if math.isnan(s.out[0, i]):
-        s.out[0, i] = t
+@njit(cache=True, error_model="numpy")
+def _has_seat(lane, r, at):
+    return lane[at, NUM_RESIDENT] < r.seats and (r.policy != STATIC or lane[at, NUM_DECODING] == 0)
+
+
+@njit(cache=True, error_model="numpy")
+def _admit(lane, job, when, sums, at, i, t):
+    """Moves the first waiting request i among the residents."""
+    lane[at, NEXT_WAITING] = job[i, AFTER]
+    if math.isnan(when[i, START]):
+        when[i, START] = t
     else:
-        s.totals[4] += t - s.job_s[i, 1]
-    _link(s, l, i)
+        sums[EVICTED_TIME] += t - when[i, EVICTED]
+    _link(lane, job, at, i)
 
 
-@njit(cache=True)
-def _plan_lane(s, r, tables, l, t):
+@njit(cache=True, error_model="numpy")
+def _plan_lane(lane, work, job, when, sums, tab, r, at, t):
     """Puts the lane's next step together: its tokens, decoding sequences, stage time and how often it may repeat."""
-    _, M, H, B, BW = tables
-    lane, chunked = s.lane[l], r.policy == CHUNKED
-    budget, taken, evicted = r.max_tokens, lane[USED], False
-    if chunked and lane[NUM_DECODING] > 0:
-        opened, evicted = _make_room(s, r, l, t)
-        taken, budget = lane[USED] + opened, budget - r.q * lane[NUM_DECODING]
+    chunked = r.policy == CHUNKED
+    budget, taken, evicted = r.max_tokens, lane[at, USED], False
+    if chunked and lane[at, NUM_DECODING] > 0:
+        opened, evicted = _make_room(lane, work, job, when, sums, r, at, t)
+        taken, budget = lane[at, USED] + opened, budget - r.q * lane[at, NUM_DECODING]
     tokens, ending, pairs, window_pairs = 0, 0, 0.0, 0.0
-    i = lane[PROMPT]
+    i = lane[at, PROMPT]
     while budget > 0:
         fresh = i < 0
         if fresh:
-            i = lane[NEXT_WAITING]
-            if i < 0 or evicted or lane[NUM_RESIDENT] >= r.seats or (r.policy == STATIC and lane[NUM_DECODING] > 0):
+            i = lane[at, NEXT_WAITING]
+            if i < 0 or evicted or not _has_seat(lane, r, at):
                 break
-        job = s.job[i]
-        new = min(job[TODO], budget)
-        units = (job[HELD] + (new if chunked else job[TODO])) * r.units
-        handed = job[TODO] == 0  # its KV cache was handed over: it decodes at once
-        need = blocks_of(units + (r.p if handed else 0), 16 * r.units) - job[OWN]
+        new = min(job[i, TODO], budget)
+        units = (job[i, HELD] + (new if chunked else job[i, TODO])) * r.units
+        handed = job[i, TODO] == 0  # its KV cache was handed over: it decodes at once
+        need = blocks_of(units + (r.p if handed else 0), r.M) - job[i, OWN]
         if taken + need > r.capacity:
             if not fresh:
-                _evict(s, r, l, t)
+                _evict(lane, work, job, when, sums, r, at, t)
                 evicted = True
             break
         if fresh:
-            _admit(s, l, i, t)
+            _admit(lane, job, when, sums, at, i, t)
         taken += need
         if handed:
-            lane[USED] += blocks_of(units, 16 * r.units)
-            _start_decoding(s, r, l, i)
+            lane[at, USED] += blocks_of(units, r.M)
+            _start_decoding(lane, work, job, r, at, i)
             budget -= r.q
         else:
-            if lane[PROMPT] < 0:
-                lane[PROMPT] = i
-            sees = job[SEEN] + job[HELD] + (new + 1) / 2
+            if lane[at, PROMPT] < 0:
+                lane[at, PROMPT] = i
+            sees = job[i, SEEN] + job[i, HELD] + (new + 1) / 2
             pairs, window_pairs = pairs + new * sees, window_pairs + new * min(sees, r.window)
-            lane[USED], job[OWN] = lane[USED] + need, job[OWN] + need
-            job[TODO], job[HELD] = job[TODO] - new, job[HELD] + new
-            tokens, budget, ending = tokens + new, budget - new, ending + (job[TODO] == 0)
+            lane[at, USED], job[i, OWN] = lane[at, USED] + need, job[i, OWN] + need
+            job[i, TODO], job[i, HELD] = job[i, TODO] - new, job[i, HELD] + new
+            tokens, budget, ending = tokens + new, budget - new, ending + (job[i, TODO] == 0)
         i = -1
-    if tokens == 0 and not chunked and lane[NUM_DECODING] > 0:
-        _, evicted = _make_room(s, r, l, t)
-    n = lane[NUM_DECODING] if tokens == 0 or chunked else 0
-    lane[ACTIVE], lane[TOKENS] = n, tokens
+    if tokens == 0 and not chunked and lane[at, NUM_DECODING] > 0:
+        _, evicted = _make_room(lane, work, job, when, sums, r, at, t)
+    n = lane[at, NUM_DECODING] if tokens == 0 or chunked else 0
+    lane[at, ACTIVE], lane[at, TOKENS] = n, tokens
     if tokens > 0:
-        stage_s = M[min(tokens + r.q * n, len(M) - 1)] + H[min(n + ending, len(H) - 1)]
+        stage_s = tab[min(4 * r.num_rows + tokens + r.q * n, len(tab) - 1)]
+        stage_s += tab[r.num_rows + min(n + ending, r.num_rows - 1)]
         stage_s += r.c * pairs + r.cw * window_pairs
         if n > 0:
-            stage_s += B[n] * s.cached[l] + BW[n] * min(s.cached[l], n * r.window)
-        s.line[0, l] = stage_s
+            stage_s += tab[2 * r.num_rows + n] * work[at, CACHED] + tab[3 * r.num_rows + n] * min(
+                work[at, CACHED], n * r.window
+            )
+        work[at, LINE] = stage_s
     elif n > 0:
-        next_finish = (s.heap[l, 0] >> 32) - lane[CLOCK]
-        room = r.capacity - lane[USED]
-        lane[STEPS] = 1 if evicted else steps_within(s.phase[l], lane[CLOCK], n, r.p, room, max(next_finish, 1))
+        next_finish = (lane[at, r.heap_at] >> 32) - lane[at, CLOCK]
+        room = r.capacity - lane[at, USED]
+        lane[at, STEPS] = (
+            1 if evicted else steps_within(lane, at, PHASE, r.M, lane[at, CLOCK], n, r.p, room, max(next_finish, 1))
+        )
 
 
-@njit(cache=True)
-def _lane_line(s, r, tables, l, done):
-    """(stage time, growth per step, steps for which it holds) of lane l after `done` decode steps of a jump."""
-    D, _, _, B, BW = tables
-    n = s.lane[l, ACTIVE]
-    if s.lane[l, TOKENS] > 0:
-        return s.line[0, l], 0.0, MANY
+@njit(cache=True, error_model="numpy")
+def _lane_line(lane, work, tab, r, at, done):
+    """(stage time, growth per step, steps for which it holds) of a lane after `done` decode steps of a jump."""
+    n = lane[at, ACTIVE]
+    if lane[at, TOKENS] > 0:
+        return work[at, LINE], 0.0, MANY
     if n == 0:
         return 0.0, 0.0, MANY
     grow = n * r.gain
-    cached = s.cached[l] + done * grow
-    first_s, slope_s = D[n] + B[n] * cached, B[n] * grow
-    if BW[n] == 0.0:
+    cached = work[at, CACHED] + done * grow
+    first_s, slope_s = tab[n] + tab[2 * r.num_rows + n] * cached, tab[2 * r.num_rows + n] * grow
+    if tab[3 * r.num_rows + n] == 0.0:
         return first_s, slope_s, MANY
     cap = n * r.window
     if cached >= cap:
-        return first_s + BW[n] * cap, slope_s, MANY
-    return first_s + BW[n] * cached, slope_s + BW[n] * grow, math.ceil((cap - cached) / grow)
+        return first_s + tab[3 * r.num_rows + n] * cap, slope_s, MANY
+    return (
+        first_s + tab[3 * r.num_rows + n] * cached,
+        slope_s + tab[3 * r.num_rows + n] * grow,
+        math.ceil((cap - cached) / grow),
+    )
 
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy")
 def _crossing(top_s, top_slope, value_s, slope):
     """Steps for which a line that is not above the top one stays so."""
     return int(min((top_s - value_s) / (slope - top_slope), 1e9)) + 1 if slope > top_slope else MANY
 
 
-@njit(cache=True)
-def _segment(s, r, tables, g, done):
+@njit(cache=True, error_model="numpy")
+def _segment(lane, work, tab, r, g, done):
     """(step time, growth per step, steps for which it holds) of instance g after `done` steps of a jump."""
     num = r.dp * r.pp
     if num == 1:
-        return _lane_line(s, r, tables, g, done)
+        return _lane_line(lane, work, tab, r, g, done)
     holds, total_s, total_slope, top_s, top_slope = MANY, 0.0, 0.0, 0.0, 0.0
     for j in range(r.pp):
         best_s, best_slope = 0.0, 0.0
         first = g * num + j * r.dp
-        for l in range(first, first + r.dp):
-            s.line[0, l], s.line[1, l], steps = _lane_line(s, r, tables, l, done)
+        for at in range(first, first + r.dp):
+            work[at, LINE], work[at, SLOPE], steps = _lane_line(lane, work, tab, r, at, done)
             holds = min(holds, steps)
-            if s.line[0, l] > best_s or (s.line[0, l] == best_s and s.line[1, l] > best_slope):
-                best_s, best_slope = s.line[0, l], s.line[1, l]
-        for l in range(first, first + r.dp):
-            holds = min(holds, _crossing(best_s, best_slope, s.line[0, l], s.line[1, l]))
+            if work[at, LINE] > best_s or (work[at, LINE] == best_s and work[at, SLOPE] > best_slope):
+                best_s, best_slope = work[at, LINE], work[at, SLOPE]
+        for at in range(first, first + r.dp):
+            holds = min(holds, _crossing(best_s, best_slope, work[at, LINE], work[at, SLOPE]))
         total_s, total_slope = total_s + best_s, total_slope + best_slope
         if best_s > top_s or (best_s == top_s and best_slope > top_slope):
             top_s, top_slope = best_s, best_slope
     if r.pp == 1:
         return total_s, total_slope, holds
-    for l in range(g * num, (g + 1) * num):
-        holds = min(holds, _crossing(top_s, top_slope, s.line[0, l], s.line[1, l]))
+    for at in range(g * num, (g + 1) * num):
+        holds = min(holds, _crossing(top_s, top_slope, work[at, LINE], work[at, SLOPE]))
     wait_s, wait_slope = r.pp * top_s + r.hop_s, r.pp * top_slope
     if wait_s > total_s or (wait_s == total_s and wait_slope > total_slope):
         return wait_s, wait_slope, min(holds, _crossing(wait_s, wait_slope, total_s, total_slope))
     return total_s, total_slope, min(holds, _crossing(total_s, total_slope, wait_s, wait_slope))
 
 
-@njit(cache=True)
-def _jump(s, r, tables, g, k, limit_s):
+@njit(cache=True, error_model="numpy")
+def _jump(lane, work, tab, r, g, k, limit_s):
     """(steps, seconds) of instance g: k steps, or fewer if their time reaches `limit_s` sooner."""
     total_s, done = 0.0, 0
     while done < k:
-        first_s, slope_s, holds = _segment(s, r, tables, g, done)
+        first_s, slope_s, holds = _segment(lane, work, tab, r, g, done)
         holds = min(holds, k - done)
         span_s = line_span_s(first_s, slope_s, holds)
         if total_s + span_s >= limit_s:
@@ -400,116 +394,113 @@ def _jump(s, r, tables, g, k, limit_s):
     return k, total_s
 
 
-@njit(cache=True)
-def _plan(s, r, tables, g, t):
+@njit(cache=True, error_model="numpy")
+def _plan(lane, work, job, when, sums, tab, r, g, t):
     """(steps, seconds) that instance g does next, from time t; no steps if it has nothing to do."""
     num = r.dp * r.pp
     k, mixed = MANY, False
-    for l in range(g * num, (g + 1) * num):
-        lane = s.lane[l]
-        lane[STEPS], lane[ACTIVE], lane[TOKENS] = MANY, 0, 0
-        if lane[NUM_RESIDENT] > 0 or lane[NEXT_WAITING] >= 0:
-            _plan_lane(s, r, tables, l, t)
-            mixed = mixed or lane[TOKENS] > 0
-            k = min(k, lane[STEPS])
+    for at in range(g * num, (g + 1) * num):
+        lane[at, STEPS], lane[at, ACTIVE], lane[at, TOKENS] = MANY, 0, 0
+        if lane[at, NUM_RESIDENT] > 0 or lane[at, NEXT_WAITING] >= 0:
+            _plan_lane(lane, work, job, when, sums, tab, r, at, t)
+            mixed = mixed or lane[at, TOKENS] > 0
+            k = min(k, lane[at, STEPS])
     if mixed:
-        return 1, _segment(s, r, tables, g, 0)[0]
-    return (0, 0.0) if k == MANY else _jump(s, r, tables, g, k, NEVER)
+        return 1, _segment(lane, work, tab, r, g, 0)[0]
+    return (0, 0.0) if k == MANY else _jump(lane, work, tab, r, g, k, NEVER)
 
 
-@njit(cache=True)
-def _pass_time(s, r, tables, g, k, start_s):
+@njit(cache=True, error_model="numpy")
+def _pass_time(lane, work, sums, weights, tab, r, g, k, start_s):
     """Advances clocks, KV caches, integrals and gaps of instance g by its k steps."""
     num, done = r.dp * r.pp, 0
     while done < k:
-        first_s, slope_s, holds = _segment(s, r, tables, g, done)
+        first_s, slope_s, holds = _segment(lane, work, tab, r, g, done)
         holds = min(holds, k - done)
         num_gaps = 0
-        for l in range(g * num, (g + 1) * num):
-            lane = s.lane[l]
-            n = lane[ACTIVE]
+        for at in range(g * num, (g + 1) * num):
+            n = lane[at, ACTIVE]
             if n == 0:
-                s.totals[1] += lane[USED] * line_span_s(first_s, slope_s, holds)
+                sums[HELD_TIME] += lane[at, USED] * line_span_s(first_s, slope_s, holds)
                 continue
-            total, used = held_time(s.phase[l], lane[CLOCK] + done, n, r.p, lane[USED], first_s, slope_s, holds)
-            s.totals[1], lane[USED] = s.totals[1] + total, used
+            total, used = held_time(
+                lane, at, PHASE, r.M, lane[at, CLOCK] + done, n, r.p, lane[at, USED], first_s, slope_s, holds
+            )
+            sums[HELD_TIME], lane[at, USED] = sums[HELD_TIME] + total, used
             num_gaps += n * holds
-            if lane[MARKS] > 0:  # the first gap of those who waited for prompts
-                for m in range(lane[MARKS]):
-                    gap_s = (start_s + first_s - s.mark_s[l, m]) / r.gain
-                    record_gaps(s.weights, GAPS_PER_DECADE, gap_s, gap_s, s.mark_num[l, m] * r.gain)
-                    num_gaps -= s.mark_num[l, m]
-                lane[MARKS] = 0
+            if lane[at, MARKS] > 0:  # the first gap of those who waited for prompts
+                for m in range(lane[at, MARKS]):
+                    gap_s = (start_s + first_s - work[at, MARK_S + m]) / r.gain
+                    record_gaps(weights, GAPS_PER_DECADE, gap_s, gap_s, lane[at, r.mark_at + m] * r.gain)
+                    num_gaps -= lane[at, r.mark_at + m]
+                lane[at, MARKS] = 0
         if num_gaps > 0:
             last_s = first_s + slope_s * (holds - 1)
-            record_gaps(s.weights, GAPS_PER_DECADE, first_s / r.gain, last_s / r.gain, num_gaps * r.gain)
+            record_gaps(weights, GAPS_PER_DECADE, first_s / r.gain, last_s / r.gain, num_gaps * r.gain)
         done += holds
-    for l in range(g * num, (g + 1) * num):
-        lane = s.lane[l]
-        if lane[ACTIVE] > 0:
-            lane[CLOCK] += k
-            s.cached[l] += lane[ACTIVE] * k * r.gain
-        elif lane[NUM_DECODING] > 0:  # decoding sequences stood by: they wait since the start of this step
-            unmarked = lane[NUM_DECODING]
-            for m in range(lane[MARKS]):
-                unmarked -= s.mark_num[l, m]
+    for at in range(g * num, (g + 1) * num):
+        if lane[at, ACTIVE] > 0:
+            lane[at, CLOCK] += k
+            work[at, CACHED] += lane[at, ACTIVE] * k * r.gain
+        elif lane[at, NUM_DECODING] > 0:  # decoding sequences stood by: they wait since the start of this step
+            unmarked = lane[at, NUM_DECODING]
+            for m in range(lane[at, MARKS]):
+                unmarked -= lane[at, r.mark_at + m]
             if unmarked > 0:
-                s.mark_s[l, lane[MARKS]], s.mark_num[l, lane[MARKS]] = start_s, unmarked
-                lane[MARKS] += 1
+                work[at, MARK_S + lane[at, MARKS]], lane[at, r.mark_at + lane[at, MARKS]] = start_s, unmarked
+                lane[at, MARKS] += 1
 
 
-@njit(cache=True)
-def _end_lane(s, r, l, t):
+@njit(cache=True, error_model="numpy")
+def _end_lane(lane, work, job, when, weights, r, at, t):
     """Lets finished sequences go and finished prompts decode; returns the requests that finished."""
-    lane, ended = s.lane[l], 0
-    if lane[ACTIVE] > 0:
-        while lane[NUM_DECODING] > 0 and s.heap[l, 0] >> 32 <= lane[CLOCK]:
-            i = s.heap[l, 0] & 0xFFFFFFFF
-            s.out[2, i] = t
-            _stop_decoding(s, r, l, i, 0)
+    ended = 0
+    if lane[at, ACTIVE] > 0:
+        while lane[at, NUM_DECODING] > 0 and lane[at, r.heap_at] >> 32 <= lane[at, CLOCK]:
+            i = lane[at, r.heap_at] & 0xFFFFFFFF
+            when[i, FINISH] = t
+            _stop_decoding(lane, work, job, r, at, i, 0)
             ended += 1
-    i = lane[PROMPT]
-    lane[PROMPT] = -1
+    i = lane[at, PROMPT]
+    lane[at, PROMPT] = -1
     while i >= 0:
-        job = s.job[i]
-        after = job[AFTER]
-        if job[JOINED] < 0:
-            if job[TODO] > 0:
-                lane[PROMPT] = i
+        after = job[i, AFTER]
+        if job[i, JOINED] < 0:
+            if job[i, TODO] > 0:
+                lane[at, PROMPT] = i
             else:
-                if math.isnan(s.out[1, i]):
-                    s.out[1, i] = t
+                if math.isnan(when[i, FIRST_TOKEN]):
+                    when[i, FIRST_TOKEN] = t
                 else:
-                    gap_s = (t - s.job_s[i, 0]) / r.gain
-                    record_gaps(s.weights, GAPS_PER_DECADE, gap_s, gap_s, r.gain)
-                if job[LEFT] == 0:
-                    s.out[2, i] = t
-                    lane[USED] -= job[OWN]
-                    _unlink(s, l, i)
+                    gap_s = (t - when[i, LAST_TOKEN]) / r.gain
+                    record_gaps(weights, GAPS_PER_DECADE, gap_s, gap_s, r.gain)
+                if job[i, LEFT] == 0:
+                    when[i, FINISH] = t
+                    lane[at, USED] -= job[i, OWN]
+                    _unlink(lane, job, at, i)
                     ended += 1
                 else:
-                    _start_decoding(s, r, l, i)
+                    _start_decoding(lane, work, job, r, at, i)
         i = after
     return ended
 
 
-@njit(cache=True)
-def _enqueue(s, r, l, i):
-    """Puts request i at the end of lane l's queue; False if it can never fit the lane."""
-    lane, job = s.lane[l], s.job[i]
-    units = (job[TODO] + job[HELD]) * r.units + r.p * job[LEFT]
-    if blocks_of(units, 16 * r.units) > r.capacity:
+@njit(cache=True, error_model="numpy")
+def _enqueue(lane, job, r, at, i):
+    """Puts request i at the end of the lane's queue; False if it can never fit the lane."""
+    units = (job[i, TODO] + job[i, HELD]) * r.units + r.p * job[i, LEFT]
+    if blocks_of(units, r.M) > r.capacity:
         return False
-    job[AFTER] = -1
-    if lane[NEXT_WAITING] < 0:
-        lane[NEXT_WAITING] = i
+    job[i, AFTER] = -1
+    if lane[at, NEXT_WAITING] < 0:
+        lane[at, NEXT_WAITING] = i
     else:
-        s.job[lane[LAST_WAITING], AFTER] = i
-    lane[LAST_WAITING] = i
+        job[lane[at, LAST_WAITING], AFTER] = i
+    lane[at, LAST_WAITING] = i
     return True
 
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy")
 def _set_end(tree, g, end_s):
     """Sets the end of instance g's step in the tournament tree (leaves from len(tree)/2, smaller child above)."""
     place = len(tree) // 2 + g
@@ -520,7 +511,7 @@ def _set_end(tree, g, end_s):
         place >>= 1
 
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy")
 def _first_end(tree):
     """Instance whose step ends first, of equals the lowest index."""
     place, half = 1, len(tree) // 2
@@ -529,12 +520,14 @@ def _first_end(tree):
     return place - half
 
 
-@njit(cache=True)
-def run_instances(s, r, tables, visible, num_instances, draws):
-    """Runs all requests, visible at `visible` (num,) s, to their end; fills `s.out` and `s.totals`.
+@njit(cache=True, error_model="numpy")
+def run_instances(lane, work, job, when, sums, weights, tab, r, visible, num_instances, draws):
+    """Runs all requests, visible at `visible` (num,) s, to their end; fills `when`, `sums` and `weights`.
 
-    tables: (D, M, H, b, b_w) of one stage; draws: of `routing.router_draws`. In a closed loop `visible` is rewritten.
+    `draws`: of `routing.router_draws`. In a closed loop `visible` and the arrivals are rewritten.
     """
+    lane, work, job, when = unowned(lane), unowned(work), unowned(job), unowned(when)
+    sums, weights, tab = unowned(sums), unowned(weights), unowned(tab)
     num, num_lanes = len(visible), r.dp * r.pp
     half = 1
     while half < num_instances:
@@ -553,42 +546,40 @@ def run_instances(s, r, tables, visible, num_instances, draws):
         while tree[1] <= t:  # 1. steps end
             g = _first_end(tree)
             _set_end(tree, g, NEVER)
-            _pass_time(s, r, tables, g, steps[g], start_s[g])
+            _pass_time(lane, work, sums, weights, tab, r, g, steps[g], start_s[g])
             ended = 0
-            for l in range(g * num_lanes, (g + 1) * num_lanes):
-                ended += _end_lane(s, r, l, t)
+            for at in range(g * num_lanes, (g + 1) * num_lanes):
+                ended += _end_lane(lane, work, job, when, weights, r, at, t)
             outstanding[g] -= ended
-            s.totals[0], s.totals[2], s.totals[5] = s.totals[0] + t - start_s[g], s.totals[2] + steps[g], t
+            sums[BUSY], sums[NUM_STEPS], sums[END] = sums[BUSY] + t - start_s[g], sums[NUM_STEPS] + steps[g], t
             steps[g] = 0
             if r.concurrency > 0:
                 for _ in range(min(ended, num - released)):
-                    s.out[3, released], visible[released] = t, t + r.overhead_s
+                    when[released, ARRIVAL], visible[released] = t, t + r.overhead_s
                     released += 1
             idle[num_idle], is_listed[g] = g, True
             num_idle += 1
         while come < released and visible[come] <= t:  # 2. requests arrive
             g = choose(r.router, come, outstanding, draws)
-            l = g * num_lanes + turns[g] % num_lanes
-            lane = s.lane[l]
-            is_behind = lane[NEXT_WAITING] >= 0
-            if _enqueue(s, r, l, come):
+            at = g * num_lanes + turns[g] % num_lanes
+            is_behind = lane[at, NEXT_WAITING] >= 0
+            if _enqueue(lane, job, r, at, come):
                 outstanding[g] += 1
                 turns[g] += 1
                 if steps[g] == 0 and not is_listed[g]:
                     idle[num_idle], is_listed[g] = g, True
                     num_idle += 1
-                elif steps[g] > 1 and not is_behind and lane[NUM_RESIDENT] < r.seats:
-                    if r.policy != STATIC or lane[NUM_DECODING] == 0:
-                        steps[g], span_s = _jump(s, r, tables, g, steps[g], t - start_s[g])
-                        _set_end(tree, g, start_s[g] + span_s)
+                elif steps[g] > 1 and not is_behind and _has_seat(lane, r, at):
+                    steps[g], span_s = _jump(lane, work, tab, r, g, steps[g], t - start_s[g])
+                    _set_end(tree, g, start_s[g] + span_s)
             elif r.concurrency > 0 and released < num:
-                s.out[3, released], visible[released] = t, t + r.overhead_s
+                when[released, ARRIVAL], visible[released] = t, t + r.overhead_s
                 released += 1
             come += 1
         for m in range(num_idle):  # 3. steps begin
             g = idle[m]
             is_listed[g] = False
-            steps[g], span_s = _plan(s, r, tables, g, t)
+            steps[g], span_s = _plan(lane, work, job, when, sums, tab, r, g, t)
             if steps[g] > 0:
                 start_s[g] = t
                 _set_end(tree, g, t + span_s)

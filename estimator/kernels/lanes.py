@@ -12,7 +12,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from estimator.instance import BLOCK_TOKENS, Instance
-from estimator.kernels.collocated import CHUNKED, Rules, State, run_instances
+from estimator.kernels.collocated import (
+    ARRIVAL,
+    CHUNKED,
+    FINISH,
+    FIRST,
+    FIRST_TOKEN,
+    HELD,
+    JOINED,
+    LAST_WAITING,
+    LEFT,
+    MARK_S,
+    OWN,
+    PHASE,
+    SEEN,
+    START,
+    TODO,
+    Rules,
+    run_instances,
+)
 from estimator.kernels.routing import ROUND_ROBIN, router_draws
 from estimator.requests import Requests
 from estimator.simulation import PoolIntegrals
@@ -73,21 +91,36 @@ def decode_steps(requests: Requests, instance: Instance) -> IntArray:
 
 def run_pool(pool: Pool, jobs: Jobs, weights: FloatArray, *, concurrency: int | None = None) -> PoolRun:
     """Runs the pool on one stream of requests; adds token gaps to `weights`. `concurrency` in flight, or open loop."""
-    num = len(jobs.visible_s)
+    num, lanes = len(jobs.visible_s), pool.num_lanes
     rules = _rules(pool, concurrency or 0)
-    state = _state(pool, rules, jobs, weights)
-    state.out[3] = jobs.visible_s - rules.overhead_s
+    num_marks = 1 if pool.policy == CHUNKED else rules.seats + 1
+    lane = np.zeros((lanes, rules.mark_at + num_marks), np.int64)
+    lane[:, FIRST : LAST_WAITING + 1] = -1  # no request
+    work = np.zeros((lanes, MARK_S + num_marks))
+    when, sums = np.full((num, 6), np.nan), np.zeros(6)
+    when[:, ARRIVAL] = jobs.visible_s - rules.overhead_s
     draws = router_draws(pool.router, num, pool.seed)
-    cost = pool.instance.cost
-    tables = (cost.decode_s, cost.mixed_s, cost.head_s, cost.kv_read_s_per_token, cost.window_read_s_per_token)
-    run_instances(state, rules, tables, jobs.visible_s.copy(), pool.num_instances, draws)
-    return PoolRun(
-        arrival_s=state.out[3],
-        start_s=state.out[0],
-        first_s=state.out[1],
-        finish_s=state.out[2],
-        integrals=_integrals(pool, state),
+    visible_s = jobs.visible_s.copy()
+    tables = _tables(pool.instance)
+    run_instances(lane, work, _columns(jobs), when, sums, weights, tables, rules, visible_s, pool.num_instances, draws)
+    arrival, start, first, finish = (when[:, column].copy() for column in (ARRIVAL, START, FIRST_TOKEN, FINISH))
+    integrals = _integrals(pool, arrival, start, finish, sums)
+    return PoolRun(arrival_s=arrival, start_s=start, first_s=first, finish_s=finish, integrals=integrals)
+
+
+def _tables(instance: Instance) -> FloatArray:
+    cost = instance.cost
+    return np.concatenate(
+        (cost.decode_s, cost.head_s, cost.kv_read_s_per_token, cost.window_read_s_per_token, cost.mixed_s)
     )
+
+
+def _columns(jobs: Jobs) -> IntArray:
+    job = np.zeros((len(jobs.visible_s), SEEN + 1), np.int64)
+    job[:, TODO], job[:, HELD], job[:, LEFT] = jobs.prompt_tokens, jobs.handed_tokens, jobs.decode_steps
+    job[:, JOINED:OWN] = -1  # not decoding; no neighbours
+    job[:, SEEN] = jobs.cached_tokens
+    return job
 
 
 def _rules(pool: Pool, concurrency: int) -> Rules:
@@ -97,6 +130,7 @@ def _rules(pool: Pool, concurrency: int) -> Rules:
     if pool.policy == CHUNKED:  # every decoding sequence must find room in the step
         seats = max(1, min(seats, pool.max_num_batched_tokens // q))
     units = 1 if gain.is_integer() else BLOCK_TOKENS
+    block = BLOCK_TOKENS * units
     return Rules(
         policy=pool.policy,
         max_tokens=pool.max_num_batched_tokens,
@@ -108,6 +142,7 @@ def _rules(pool: Pool, concurrency: int) -> Rules:
         q=q,
         gain=gain,
         units=units,
+        M=block,
         p=round(gain * units),
         overhead_s=float(pool.instance.request_overhead_s),
         dp=degrees.dp,
@@ -115,37 +150,16 @@ def _rules(pool: Pool, concurrency: int) -> Rules:
         hop_s=(degrees.pp - 1) * float(pool.instance.stage_transfer_s),
         router=pool.router,
         concurrency=concurrency,
+        heap_at=PHASE + block,
+        mark_at=PHASE + block + seats,
+        num_rows=len(cost.decode_s),
     )
 
 
-def _state(pool: Pool, rules: Rules, jobs: Jobs, weights: FloatArray) -> State:
-    num, lanes = len(jobs.visible_s), pool.num_lanes
-    lane = np.zeros((lanes, 13), np.int64)
-    lane[:, 4:9] = -1  # no request: first, last, prompt, next waiting, last waiting
-    job = np.zeros((num, 8), np.int64)
-    job[:, 0], job[:, 1], job[:, 2] = jobs.prompt_tokens, jobs.handed_tokens, jobs.decode_steps
-    job[:, 3:6] = -1  # not decoding; no neighbours
-    job[:, 7] = jobs.cached_tokens
-    marks = 1 if pool.policy == CHUNKED else rules.seats + 1
-    return State(
-        lane=lane,
-        cached=np.zeros(lanes),
-        phase=np.zeros((lanes, BLOCK_TOKENS * rules.units), np.int64),
-        heap=np.empty((lanes, rules.seats), np.int64),
-        mark_s=np.empty((lanes, marks)),
-        mark_num=np.empty((lanes, marks), np.int64),
-        line=np.zeros((2, lanes)),
-        job=job,
-        job_s=np.empty((num, 2)),
-        out=np.full((4, num), np.nan),
-        totals=np.zeros(6),
-        weights=weights,
-    )
-
-
-def _integrals(pool: Pool, state: State) -> PoolIntegrals:
-    start, _, finish, arrival = state.out
-    busy_s, held, steps, preemptions, evicted_s, end_s = (float(total) for total in state.totals)
+def _integrals(
+    pool: Pool, arrival: FloatArray, start: FloatArray, finish: FloatArray, sums: FloatArray
+) -> PoolIntegrals:
+    busy_s, held, steps, preemptions, evicted_s, end_s = (float(total) for total in sums)
     begin_s = float(np.nanmin(arrival)) if arrival.size else 0.0
     return PoolIntegrals(
         num_instances=pool.num_instances,

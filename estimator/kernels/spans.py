@@ -9,8 +9,8 @@ from numba import njit
 GAPS_PER_DECADE = 40.0  # bins of `estimator.simulation.ITL_EDGES_S`
 
 
-@njit(cache=True)
-def decode_span_s(n, cached, k, base, b, bw, window, gain):  # noqa: PLR0913 (scalars of a hot loop)
+@njit(cache=True, error_model="numpy")
+def decode_span_s(n, cached, k, base, b, bw, window, gain):
     """Seconds of k decode steps from `cached` tokens: Σ_{i<k} base + b·S_i + bw·min(S_i, nW), S_i = S + i·n·gain."""
     grow = n * gain
     full = k * (base + b * cached) + b * grow * k * (k - 1) / 2
@@ -23,8 +23,8 @@ def decode_span_s(n, cached, k, base, b, bw, window, gain):  # noqa: PLR0913 (sc
     return full + bw * (below * cached + grow * below * (below - 1) / 2 + (k - below) * cap)
 
 
-@njit(cache=True)
-def steps_until(limit_s, n, cached, k_max, base, b, bw, window, gain):  # noqa: PLR0913
+@njit(cache=True, error_model="numpy")
+def steps_until(limit_s, n, cached, k_max, base, b, bw, window, gain):
     """Fewest steps, at most k_max, whose time reaches limit_s (bisection: the span grows with every step)."""
     if decode_span_s(n, cached, k_max, base, b, bw, window, gain) < limit_s:
         return k_max
@@ -38,13 +38,13 @@ def steps_until(limit_s, n, cached, k_max, base, b, bw, window, gain):  # noqa: 
     return max(high, 1)
 
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy")
 def line_span_s(first_s, slope_s, k):
     """Seconds of k steps that take first_s, first_s + slope_s, ...: k·first + slope·k(k − 1)/2."""
     return k * first_s + slope_s * (k * (k - 1) / 2)
 
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy")
 def line_steps_until(limit_s, first_s, slope_s):
     """Fewest steps, at least 1, of such a line whose time reaches limit_s: the root of a quadratic, then corrected."""
     if slope_s > 0.0:
@@ -60,7 +60,7 @@ def line_steps_until(limit_s, first_s, slope_s):
     return k
 
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy")
 def record_gaps(weights, per_decade, first_s, last_s, num_gaps):
     """Adds gaps that run evenly from first_s to last_s to the histogram (bin edges 0, 0.1 ms, then geometric)."""
     parts = 1 if last_s <= first_s * 1.03 else 8
