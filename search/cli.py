@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from estimator.errors import BestServeError, require
+from search.commands.export import export
+from search.commands.verify import verify
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -224,6 +226,10 @@ def lengths(
     from search.lengths import fit_yaml
 
     typer.echo(fit_yaml(trace), nl=False)
+
+
+app.command(epilog="Example: bestserve export runs/quickstart --target vllm")(export)
+app.command(epilog="Example: bestserve verify runs/quickstart result-vllm.json")(verify)
 
 
 def _show_view(view: View, folder: Path, *, as_json: bool) -> None:

@@ -13,6 +13,7 @@ from estimator.goodput import Goodput, equal_part, goodput
 from estimator.latency import LatencySummary, summarise
 from estimator.outcome import Infeasible, Unstable
 from estimator.simulate import simulate
+from estimator.simulation import Simulation
 from estimator.system import System
 from spaces.problem import Problem, system_of
 from spaces.rules import broken_strategy
@@ -49,16 +50,7 @@ def estimate(
     problem: Problem, system: System, strategy: str, *, rate_req_s: float, num_requests: int = NUM_REQUESTS
 ) -> Estimate:
     """Simulate `num_requests` requests at `rate_req_s` and judge those after the start and before the end."""
-    require(
-        math.isfinite(rate_req_s) and rate_req_s > 0,
-        field="rate",
-        value=rate_req_s,
-        rule="must be positive and finite",
-        accepted="requests per second > 0",
-    )
-    part, workload, num_parts = equal_part(system, problem.workload)
-    simulation = simulate(part, workload.draw(rate_req_s / num_parts, num_requests, 0))
-    window = slice(num_requests // 10, num_requests - num_requests // 20)
+    simulation, window, num_parts = simulate_at(problem, system, rate_req_s=rate_req_s, num_requests=num_requests)
     summary = summarise(simulation, window)
     whole = replace(
         summary,
@@ -73,6 +65,22 @@ def estimate(
         excesses=problem.slo.excesses(simulation, window),
         summary=whole,
     )
+
+
+def simulate_at(
+    problem: Problem, system: System, *, rate_req_s: float, num_requests: int = NUM_REQUESTS
+) -> tuple[Simulation, slice, int]:
+    """A run of the smallest part that behaves like the whole, the requests to judge, and the number of such parts."""
+    require(
+        math.isfinite(rate_req_s) and rate_req_s > 0,
+        field="rate",
+        value=rate_req_s,
+        rule="must be positive and finite",
+        accepted="requests per second > 0",
+    )
+    part, workload, num_parts = equal_part(system, problem.workload)
+    simulation = simulate(part, workload.draw(rate_req_s / num_parts, num_requests, 0))
+    return simulation, slice(num_requests // 10, num_requests - num_requests // 20), num_parts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

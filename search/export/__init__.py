@@ -1,0 +1,1 @@
+"""Files that deploy a strategy: one module per target, all reading the same `Deployment`."""
