@@ -104,8 +104,8 @@ def _vllm(found: Mapping[str, Any], near_req_s: float) -> Measured:
     latencies: dict[tuple[Metric, Level], float] = {}
     for metric, theirs in zip(METRICS, ("ttft", "tpot", "e2el"), strict=True):
         for level in (None, *LEVELS):
-            name = {None: "mean", 50.0: "median"}.get(level) or f"p{level:g}"
-            value = found.get(f"{name}_{theirs}_ms")
+            names = ("mean",) if level is None else ("median", "p50") if level == 50.0 else (f"p{level:g}",)
+            value = next((found[key] for name in names if (key := f"{name}_{theirs}_ms") in found), None)
             if value is not None:
                 latencies[metric, level] = float(value) / 1e3
     throughput = float(found["request_throughput"])

@@ -16,7 +16,10 @@ import pytest
 from search.edge import read_yaml
 
 ROOT = Path(__file__).parent.parent
-COMMANDS = ("plan", "estimate", "goodput", "validate", "report", "catalogue", "schema", "space", "lengths")
+COMMANDS: tuple[str, ...] = (
+    *("plan", "estimate", "goodput", "validate", "report", "catalogue", "schema", "space", "lengths"),
+    *("export", "verify"),
+)
 TINY = """
 name: tiny
 model: {id: llama-3.1-8b}

@@ -48,7 +48,7 @@ def graph(deployment: Deployment) -> dict[str, Any]:
 def worker_flags(deployment: Deployment, pool: PoolPlan) -> Flags:
     """The worker's options: the model, the engine's, and for vLLM the role (the others carry it already)."""
     engine = deployment.engine.name
-    path = "--model" if engine == "vllm" else "--model-path"
+    path = "--model-path" if engine == "sglang" else "--model"
     flags: Flags = {path: deployment.checkpoint.path, **FLAGS[engine](deployment, pool)}
     if deployment.is_disaggregated:
         flags["--disaggregation-mode"] = pool.name

@@ -20,7 +20,11 @@ from typing import Any
 FOLDER = Path(__file__).parent
 SOURCES: dict[str, dict[str, tuple[str, ...]]] = {
     "vllm": {
-        "serve": ("vllm/engine/arg_utils.py", "vllm/entrypoints/openai/cli_args.py", "vllm/entrypoints/cli/serve.py"),
+        "serve": (
+            *("vllm/engine/arg_utils.py", "vllm/entrypoints/openai/cli_args.py"),
+            *("vllm/entrypoints/launchers/cli_args.py", "vllm/entrypoints/common/cli_args.py"),
+            "vllm/entrypoints/cli/serve.py",
+        ),
         "bench": ("vllm/benchmarks/serve.py", "vllm/benchmarks/datasets"),
         "config": ("vllm/config/cache.py", "vllm/config/scheduler.py"),
     },
@@ -47,7 +51,14 @@ CLASSES: dict[str, tuple[str, ...]] = {
     ),
 }  # whose fields are recorded
 OPTION_CLASSES = ("FrontendArgs", "BaseFrontendArgs")
-WORDS = ("CacheDType", "SchedulerPolicy", "--dataset-name", "--kv-cache-dtype", "--policy", "--disaggregation-mode")
+WORDS: tuple[str, ...] = (
+    "CacheDType",
+    "SchedulerPolicy",
+    "--dataset-name",
+    "--kv-cache-dtype",
+    "--policy",
+    "--disaggregation-mode",
+)
 WORDS += ("QUANTIZATION_CHOICES", "DISAGG_TRANSFER_BACKEND_CHOICES")
 ADDERS = ("add_argument", "add_negatable_bool_argument")
 
@@ -81,9 +92,8 @@ def option_names(tree: ast.AST, *, all_fields: bool = False) -> Iterator[str]:
             yield from (name for name in map(_text, given) if name.startswith("--"))
         elif isinstance(node, ast.ClassDef) and (all_fields or node.name in OPTION_CLASSES):
             for field in node.body:
-                is_field = isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
-                if is_field and "no_cli" not in ast.dump(field):
-                    yield f"--{field.target.id.replace('_', '-')}"
+                if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
+                    yield from () if "no_cli" in ast.dump(field) else (f"--{field.target.id.replace('_', '-')}",)
 
 
 def class_fields(tree: ast.AST, names: tuple[str, ...]) -> dict[str, list[str]]:
