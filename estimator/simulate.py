@@ -28,6 +28,8 @@ def simulate(system: System, requests: Requests, *, concurrency: int | None = No
         if system.router != "round_robin":
             raise BestServeError("router", system.router, "is not simulated between two pools", "round_robin")
         return run_disaggregated(system, requests, concurrency, seed)
+    if system.router != "round_robin":
+        raise BestServeError("router", system.router, "is not simulated", "round_robin")
     instance = system.instance
     sent_s = requests.arrival_s if concurrency is None else np.zeros(len(requests))
     cached_tokens = requests.cached_tokens // BLOCK_TOKENS * BLOCK_TOKENS

@@ -12,6 +12,7 @@ CollocatedPolicy = Literal["chunked", "prefill_first", "static"]
 Router = Literal["round_robin", "random", "least_outstanding", "power_of_two"]
 PrefillOrder = Literal["fcfs", "sjf", "ljf"]
 Admission = Literal["greedy", "reserve_static", "reserve_dynamic"]
+Placement = Literal["round_robin", "random", "least_outstanding", "power_of_two", "heavy_light"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,21 +60,40 @@ class DisaggregatedPolicy:
     """How the two pools are run. Defaults are DistServe's (arXiv 2401.09670): FCFS, whole prompts, greedy decode.
 
     `chunk_tokens` 0 = whole prompts packed up to the instance's token budget, otherwise prefill-only chunks of that
-    size. `prefill_order` sorts within a scheduling batch of `scheduling_batch` requests. `bucket_tokens` and
-    `prediction_accuracy` describe the output-length predictor that placement and reserving admission use; the bucket's
-    lower end is used. `heavy_prefill_tokens`/`heavy_decode_tokens` tell heavy from light requests.
+    size. `prefill_order` sorts within a scheduling batch of `scheduling_batch` requests. `decode_placement` chooses the
+    decode instance when a prompt has ended, as routers choose, or `heavy_light`: once one has room, of two drawn the
+    one with the lower ratio of heavy to light decodes (predicted output above `heavy_decode_tokens` or not).
+    `bucket_tokens` and `prediction_accuracy` describe the output-length predictor that this and the reserving
+    admissions use; the bucket's lower end counts.
     """
 
     name: str = "distserve"
     prefill_order: PrefillOrder = "fcfs"
     scheduling_batch: int = 1
     chunk_tokens: int = 0
-    decode_placement: Router = "round_robin"
+    decode_placement: Placement = "round_robin"
     admission: Admission = "greedy"
     bucket_tokens: int = 200
     prediction_accuracy: float = 0.749
-    heavy_prefill_tokens: int = 512
     heavy_decode_tokens: int = 128
+
+    def __post_init__(self) -> None:
+        for name, least in (("scheduling_batch", 1), ("chunk_tokens", 0), ("bucket_tokens", 1)):
+            value = getattr(self, name)
+            require(
+                value >= least,
+                field=name,
+                value=value,
+                rule=f"must be at least {least}",
+                accepted=f"a whole number ≥ {least}",
+            )
+        require(
+            0 <= self.prediction_accuracy <= 1,
+            field="prediction_accuracy",
+            value=self.prediction_accuracy,
+            rule="must be a share",
+            accepted="0 to 1",
+        )
 
 
 DISTSERVE = DisaggregatedPolicy()
@@ -82,9 +102,9 @@ TETRIINFER = DisaggregatedPolicy(
     prefill_order="sjf",
     scheduling_batch=16,
     chunk_tokens=512,
-    decode_placement="power_of_two",
+    decode_placement="heavy_light",
     admission="reserve_dynamic",
-)  # arXiv 2401.11181, sections 3.3-3.5: chunk 512, batch 16, buckets of 200 tokens at 74.9 % accuracy
+)  # arXiv 2401.11181, sections 3.3-3.5: chunk 512, batch 16, buckets of 200 at 74.9 %, heavy > 128
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,138 +1,236 @@
-"""Two pools in tandem: prompts are computed, their KV caches cross the link, tokens are decoded.
+"""Packs a prefill pool, a KV link and a decode pool for the event loop of `estimator.kernels.pools` and unpacks its times.
 
-Events are causal from one pool to the next, so each pool is run whole: the prefill pool on the arrivals, the link on
-the times the prompts end, the decode pool on the times the caches arrive. Ties are taken in the order of arrival. A
-closed loop feeds completions back: its k-th arrival is completion k − concurrency, found by running the tandem until
-the arrival times stand still, which causality makes exact after at most num / concurrency rounds.
-
-Not modelled: prompts that wait in the prefill pool's memory for room in the decode pool (back-pressure); placement by
-load, TetriInfer's ordering, chunks and admission (refused with an error, never run under another's name).
+Instances are numbered; with pp > 1 a prefill instance is a pipeline, and a decode instance pp micro-batches that take
+turns on the stages: each sees pp stage times a step and holds its share of sequences and KV blocks.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
-from estimator.errors import BestServeError
-from estimator.kernels.collocated import CHUNKED
-from estimator.kernels.lanes import Jobs, Pool, decode_steps, run_pool
+from estimator.instance import BLOCK_TOKENS, Instance
+from estimator.kernels.calendar import EMPTY, new_marks, new_times
+from estimator.kernels.decode_pool import (
+    DECODE_LANE,
+    DECODE_UNIT,
+    FOREVER,
+    GREEDY,
+    RESERVE_DYNAMIC,
+    RESERVE_STATIC,
+    DecodePool,
+)
+from estimator.kernels.lanes import decode_steps
+from estimator.kernels.pools import HEAVY_LIGHT, OPEN, RELEASED, Link, Loop, run_pools
+from estimator.kernels.prefill_pool import FCFS, JOB, LJF, PREFILL_LANE, SJF, Cost, PrefillPool
+from estimator.kernels.routing import RANDOM, ROUTERS, router_draws
+from estimator.length_predictor import predicted_tokens
 from estimator.requests import Requests
-from estimator.simulation import FINISHED, ITL_EDGES_S, REJECTED, PoolIntegrals, Simulation
-from estimator.system import DISTSERVE, Disaggregated
+from estimator.seeds import stream
+from estimator.simulation import FINISHED, ITL_EDGES_S, REJECTED, UNFINISHED, PoolIntegrals, Simulation
+from estimator.system import Disaggregated
 
 FloatArray = NDArray[np.float64]
-IntArray = NDArray[np.int64]
+ORDERS = {"fcfs": FCFS, "sjf": SJF, "ljf": LJF}
+ADMISSIONS = {"greedy": GREEDY, "reserve_static": RESERVE_STATIC, "reserve_dynamic": RESERVE_DYNAMIC}
+PLACEMENTS = {**ROUTERS, "heavy_light": HEAVY_LIGHT}
+NO_SOURCE = -1
 
 
-def run_disaggregated(system: Disaggregated, requests: Requests, concurrency: int | None, seed: int) -> Simulation:
+def run_disaggregated(
+    system: Disaggregated, requests: Requests, concurrency: int | None, seed: int, stop_after: int | None = None
+) -> Simulation:
     """Times of every request; open loop, or closed with `concurrency` requests in flight.
 
-    Raises `BestServeError` for a policy other than DistServe's.
+    `stop_after`: end once the first so many requests are finished; later ones are left as they are then.
     """
-    if system.policy != DISTSERVE:
-        raise BestServeError("policy", system.policy.name, "is not simulated yet", "distserve")
-    num = len(requests)
-    if concurrency is None or num == 0:
-        return _tandem(system, requests)
-    arrival = np.zeros(num)
-    for _ in range(num // concurrency + 2):  # causality fixes `concurrency` more arrivals a round
-        simulation = _tandem(system, replace(requests, arrival_s=arrival))
-        ends = np.sort(simulation.finish_s[simulation.status == FINISHED])
-        sent = np.concatenate((np.zeros(min(concurrency, num)), ends))[:num]
-        following = np.concatenate((sent, np.full(num - len(sent), sent[-1])))
-        if np.array_equal(following, arrival):
-            break
-        arrival = following
-    return simulation
-
-
-def _tandem(system: Disaggregated, requests: Requests) -> Simulation:
+    num, prefill, decode = len(requests), system.prefill, system.decode
+    jobs = _jobs(system, requests, concurrency, seed)
+    num_units = (system.num_prefill, system.num_decode * decode.parallelism.pp)
+    num_lanes = (num_units[0] * prefill.parallelism.dp, num_units[1] * decode.parallelism.dp)
+    # lists: waiting per prefill lane, ends per instance; arrived, evicted, ready per decode lane; links; pending
+    starts = np.cumsum([0, num_lanes[0], num_units[0], *(num_lanes[1],) * 3, system.num_decode]).tolist()
+    lists = np.full((starts[-1] + 1, 2), EMPTY, np.int64)
+    times = new_times(sum(num_units) + system.num_decode)
     weights = np.zeros(len(ITL_EDGES_S) - 1)
-    prefill = run_pool(_pool(system, "prefill"), _prompts(system, requests), np.zeros_like(weights))
-    ready = prefill.finish_s
-    moving = np.flatnonzero(np.isfinite(ready) & (requests.output_tokens > 1))
-    moving = moving[np.argsort(ready[moving], kind="stable")]
-    kv_arrival = np.full(len(requests), np.nan)
-    kv_arrival[moving] = _cross_link(system, requests, ready, moving)
-    order = moving[np.argsort(kv_arrival[moving], kind="stable")]
-    decode = run_pool(_pool(system, "decode"), _handed(system, requests, kv_arrival, order), weights)
-    finish = np.where(requests.output_tokens > 1, np.nan, ready)
-    finish[order] = decode.finish_s
-    duration_s = float(np.nanmax(finish, initial=0.0)) - float(np.min(requests.arrival_s, initial=np.inf))
+    prefill_pool = _prefill_pool(system, num, (starts[0], starts[1], num_units[1]))
+    decode_pool = _decode_pool(system, num_units[1], (starts[2], starts[3], 0))
+    loop = _loop(system, requests, jobs, seed, (starts[4], starts[6]))
+    loop = loop._replace(
+        concurrency=concurrency or 0, stop_after=num if stop_after is None else min(stop_after, num)
+    )
+    loop.counts[OPEN] = loop.stop_after
+    loop.counts[RELEASED] = num if concurrency is None else min(concurrency, num)
+    link = Link(
+        sender_s=np.zeros(system.num_prefill),
+        receiver_s=np.zeros(system.num_decode),
+        flying=starts[5],
+        leaf=sum(num_units),
+    )
+    run_pools(jobs, lists, np.full(num, EMPTY, np.int64), times, prefill_pool, decode_pool, link, loop, weights)
+    return _simulation(system, requests, jobs, weights, (prefill_pool, decode_pool))
+
+
+def _jobs(system: Disaggregated, requests: Requests, concurrency: int | None, seed: int) -> NDArray[np.void]:
+    policy, link = system.policy, system.link
+    jobs = np.zeros(len(requests), JOB)
+    for name in JOB.names or ():
+        if name.endswith("_s"):
+            jobs[name] = np.nan
+    jobs["arrival_s"] = requests.arrival_s if concurrency is None else 0.0
+    jobs["visible_s"] = jobs["arrival_s"] + system.prefill.request_overhead_s
+    bytes_per_s = min(link.egress_bytes_per_s, link.ingress_bytes_per_s)
+    jobs["wire_s"] = link.latency_s + requests.input_tokens * system.prefill.kv_bytes_per_token / bytes_per_s
+    jobs["prompt"] = jobs["todo"] = requests.input_tokens - requests.cached_tokens
+    jobs["seen"], jobs["handed"] = requests.cached_tokens, requests.input_tokens
+    jobs["left"] = decode_steps(requests, system.decode)
+    jobs["source"] = NO_SOURCE
+    if policy.admission != "greedy" or policy.decode_placement == "heavy_light":
+        jobs["predicted"] = predicted_tokens(
+            requests.output_tokens, policy.bucket_tokens, policy.prediction_accuracy, seed
+        )
+    return jobs
+
+
+def _cost(instance: Instance, num_turns: int, hop_s: float) -> Cost:
+    """Tables of one stage, or of a step in which `num_turns` stages take turns and hand over in `hop_s` altogether."""
+    cost = instance.cost
+    return Cost(
+        D=cost.decode_s * num_turns + hop_s,
+        M=cost.mixed_s * num_turns + hop_s,
+        H=cost.head_s,
+        B=cost.kv_read_s_per_token * num_turns,
+        BW=cost.window_read_s_per_token * num_turns,
+        window=float(cost.window_tokens),
+        c=cost.attention_s_per_pair * num_turns,
+        cw=cost.window_attention_s_per_pair * num_turns,
+        q=cost.decode_tokens_per_seq,
+        gain=float(cost.accepted_tokens_per_step),
+    )
+
+
+def _prefill_pool(system: Disaggregated, num: int, places: tuple[int, int, int]) -> PrefillPool:
+    instance, policy = system.prefill, system.policy
+    num_lanes, limits = system.num_prefill * instance.parallelism.dp, instance.limits
+    batch = policy.scheduling_batch if policy.prefill_order != "fcfs" else 1
+    return PrefillPool(
+        cost=_cost(instance, 1, 0.0),
+        lanes=np.zeros(num_lanes, PREFILL_LANE),
+        outstanding=np.zeros(num_lanes, np.int64),
+        batch=np.zeros((num_lanes, batch), np.int64),
+        prompts=np.zeros((num_lanes, min(limits.max_num_seqs, max(num, 1))), np.int64),
+        ends_s=np.zeros(num),
+        free_s=np.zeros((system.num_prefill, instance.parallelism.pp)),
+        totals=np.zeros(2),
+        queues=places[0],
+        ends=places[1],
+        leaf=places[2],
+        ranks=instance.parallelism.dp,
+        budget=min(policy.chunk_tokens or limits.max_num_batched_tokens, limits.max_num_batched_tokens),
+        is_chunked=policy.chunk_tokens > 0,
+        order=ORDERS[policy.prefill_order],
+        max_seqs=min(limits.max_num_seqs, max(num, 1)),
+        capacity=float(instance.capacity_tokens),
+        hop_s=instance.stage_transfer_s,
+    )
+
+
+def _decode_pool(system: Disaggregated, num_units: int, places: tuple[int, int, int]) -> DecodePool:
+    instance, pp = system.decode, system.decode.parallelism.pp
+    num_lanes, max_seqs = num_units * instance.parallelism.dp, max(1, instance.limits.max_num_seqs // pp)
+    lanes = np.zeros(num_lanes, DECODE_LANE)
+    lanes["next_end"] = FOREVER
+    return DecodePool(
+        cost=_cost(instance, pp, (pp - 1) * instance.stage_transfer_s),
+        lanes=lanes,
+        units=np.zeros(num_units, DECODE_UNIT),
+        seqs=np.zeros((num_lanes, max_seqs), np.int64),
+        ends=np.zeros((num_lanes, max_seqs), np.int64),
+        redo=np.zeros((num_lanes, max_seqs), np.int64),
+        step_s=np.zeros(num_lanes),
+        totals=np.zeros(3),
+        arrived=places[0],
+        evicted=places[1],
+        leaf=places[2],
+        ranks=instance.parallelism.dp,
+        budget=instance.limits.max_num_batched_tokens,
+        max_seqs=max_seqs,
+        capacity=instance.capacity_tokens / pp,
+        admission=ADMISSIONS[system.policy.admission],
+    )
+
+
+def _loop(system: Disaggregated, requests: Requests, jobs: NDArray[np.void], seed: int, places: tuple[int, int]) -> Loop:
+    policy, num, decode = system.policy, len(requests), system.decode
+    num_units = system.num_decode * decode.parallelism.pp
+    num_lanes = num_units * decode.parallelism.dp
+    router, placement = ROUTERS[system.router], PLACEMENTS[policy.decode_placement]
+    num_placed = num if placement >= RANDOM and policy.decode_placement != "least_outstanding" else 0
+    room = system.num_prefill * system.prefill.parallelism.dp + 2 * num_lanes + system.num_decode
+    return Loop(
+        counts=np.zeros(5, np.int64),
+        draws=router_draws(router, num, seed),
+        placement_draws=stream(seed, "placement").random((num_placed, 2)),
+        outstanding=np.zeros(num_lanes, np.int64),
+        is_heavy=(jobs["predicted"] > policy.heavy_decode_tokens).astype(np.int64),
+        heavy=np.zeros(num_lanes, np.int64),
+        light=np.zeros(num_lanes, np.int64),
+        wake_prefill=new_marks(system.num_prefill),
+        wake_decode=new_marks(num_units),
+        freed=new_marks(num_lanes),
+        found=np.zeros(room + 1, np.int64),
+        finished=np.zeros(max(decode.limits.max_num_seqs, num_lanes), np.int64),
+        ready=places[0],
+        pending=places[1],
+        router=router,
+        placement=placement,
+        concurrency=0,
+        overhead_s=system.prefill.request_overhead_s,
+        stop_after=num,
+    )
+
+
+def _simulation(
+    system: Disaggregated,
+    requests: Requests,
+    jobs: NDArray[np.void],
+    weights: FloatArray,
+    pools: tuple[PrefillPool, DecodePool],
+) -> Simulation:
+    finish_s, arrival_s = jobs["finish_s"].copy(), jobs["arrival_s"].copy()
+    is_finished, was_routed = np.isfinite(finish_s), jobs["source"] != NO_SOURCE
+    status = np.where(is_finished, FINISHED, np.where(was_routed, UNFINISHED, REJECTED)).astype(np.int8)
+    begin_s = float(np.min(arrival_s, initial=np.inf))
+    duration_s = max(0.0, float(np.nanmax(finish_s, initial=0.0)) - begin_s)
+    first_s, join_s = jobs["first_s"], jobs["join_s"]
+    prefill, decode = pools
     return Simulation(
-        arrival_s=requests.arrival_s,
-        prefill_start_s=prefill.start_s,
-        first_token_s=prefill.first_s,
-        kv_arrival_s=kv_arrival,
-        finish_s=finish,
+        arrival_s=arrival_s,
+        prefill_start_s=jobs["start_s"].copy(),
+        first_token_s=first_s.copy(),
+        kv_arrival_s=jobs["kv_s"].copy(),
+        finish_s=finish_s,
         output_tokens=requests.output_tokens,
-        status=np.where(np.isfinite(finish), FINISHED, REJECTED).astype(np.int8),
+        status=status,
         itl_weight=weights,
-        prefill=_over(prefill.integrals, duration_s),
-        decode=_over(decode.integrals, duration_s),
+        prefill=PoolIntegrals(
+            num_instances=system.num_prefill,
+            duration_s=duration_s,
+            busy_s=float(prefill.totals[0]),
+            running_seq_s=float(np.nansum(first_s - jobs["start_s"])),
+            waiting_seq_s=float(np.nansum(jobs["start_s"] - arrival_s)),
+            kv_block_s=float(prefill.lanes["kv_token_s"].sum()) / BLOCK_TOKENS,
+            num_steps=int(prefill.totals[1]),
+            num_preemptions=0,
+        ),
+        decode=PoolIntegrals(
+            num_instances=system.num_decode,
+            duration_s=duration_s,
+            busy_s=float(decode.totals[0]) / system.decode.parallelism.pp,
+            running_seq_s=float(np.nansum(finish_s - join_s)),
+            waiting_seq_s=float(np.nansum(join_s - first_s)),
+            kv_block_s=float(decode.lanes["kv_token_s"].sum()) / BLOCK_TOKENS,
+            num_steps=int(decode.totals[1]),
+            num_preemptions=int(decode.totals[2]),
+        ),
     )
-
-
-def _over(integrals: PoolIntegrals, duration_s: float) -> PoolIntegrals:
-    """Both pools' integrals over the run of the whole system."""
-    return replace(integrals, duration_s=max(0.0, duration_s))
-
-
-def _pool(system: Disaggregated, phase: str) -> Pool:
-    instance, num = (system.prefill, system.num_prefill) if phase == "prefill" else (system.decode, system.num_decode)
-    if phase == "decode":  # the overhead of a request is paid before its prompt
-        instance = replace(instance, request_overhead_s=0.0)
-    return Pool(
-        instance=instance,
-        num_instances=num,
-        policy=CHUNKED,
-        max_num_batched_tokens=instance.limits.max_num_batched_tokens,
-    )
-
-
-def _prompts(system: Disaggregated, requests: Requests) -> Jobs:
-    return Jobs(
-        visible_s=requests.arrival_s + system.prefill.request_overhead_s,
-        prompt_tokens=requests.input_tokens - requests.cached_tokens,
-        cached_tokens=requests.cached_tokens,
-        decode_steps=np.zeros(len(requests), np.int64),
-        handed_tokens=np.zeros(len(requests)),
-    )
-
-
-def _handed(system: Disaggregated, requests: Requests, kv_arrival: FloatArray, order: IntArray) -> Jobs:
-    none = np.zeros(len(order), np.int64)
-    return Jobs(
-        visible_s=kv_arrival[order],
-        prompt_tokens=none,
-        cached_tokens=none,
-        decode_steps=decode_steps(requests, system.decode)[order],
-        handed_tokens=requests.input_tokens[order].astype(np.float64),
-    )
-
-
-def _cross_link(system: Disaggregated, requests: Requests, ready: FloatArray, moving: IntArray) -> FloatArray:
-    """Arrival of each moving request's cache; senders and receivers take one at a time, as prompts end."""
-    link = system.link
-    seconds = link.latency_s + requests.input_tokens[moving] * system.prefill.kv_bytes_per_token / min(
-        link.egress_bytes_per_s, link.ingress_bytes_per_s
-    )
-    sender = moving % system.num_prefill
-    receiver = np.arange(len(moving)) % system.num_decode
-    arrival: FloatArray = _transfers(ready[moving], seconds, sender, receiver, system.num_prefill, system.num_decode)
-    return arrival
-
-
-@njit(cache=True)
-def _transfers(ready, seconds, sender, receiver, num_senders, num_receivers):  # type: ignore[no-untyped-def]
-    sender_free, receiver_free = np.zeros(num_senders), np.zeros(num_receivers)
-    arrival = np.empty(len(ready))
-    for i in range(len(ready)):
-        start = max(ready[i], sender_free[sender[i]], receiver_free[receiver[i]])
-        arrival[i] = start + seconds[i]
-        sender_free[sender[i]] = receiver_free[receiver[i]] = arrival[i]
-    return arrival

@@ -1,0 +1,114 @@
+"""What the event loop of several servers needs: the earliest of many times, first-in-first-out lists, marks.
+
+| array | shape | meaning |
+|---|---|---|
+| times | (2·size,) | tournament tree of event times: leaf j at size + j, its winner (the minimum) at 1 |
+| lists | (num_lists, 2) | first and last member of each list, −1 where it is empty |
+| after | (num_members,) | the member behind each; a member is in one list at a time |
+| marks | (num + 1, 2) | column 0: how many are marked, then which, in order; column 1: whether each one is |
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+NEVER = np.inf
+EMPTY = -1
+
+
+def new_times(num_leaves):
+    """A tree in which nothing will happen."""
+    size = 1
+    while size < num_leaves:
+        size *= 2
+    return np.full(2 * size, NEVER)
+
+
+def new_marks(num):
+    """Room for marks on `num` things."""
+    return np.zeros((num + 1, 2), np.int64)
+
+
+@njit(cache=True, _nrt=False, forceinline=True)
+def set_time(times, leaf, time):
+    """Gives the leaf another event time."""
+    at = len(times) // 2 + leaf
+    times[at] = time
+    while at > 1:
+        at //= 2
+        earlier = min(times[2 * at], times[2 * at + 1])
+        if times[at] == earlier:
+            break
+        times[at] = earlier
+
+
+@njit(cache=True, _nrt=False, forceinline=True)
+def due(times, limit, found):
+    """Leaves with a time of at most `limit`, in order of index, into `found`; returns how many."""
+    size, num, at = len(times) // 2, 0, 1
+    while True:
+        if times[at] <= limit:
+            if at < size:
+                at *= 2
+                continue
+            found[num] = at - size
+            num += 1
+        while at % 2 == 1:  # up from right-hand children, then to the sibling
+            at //= 2
+        if at == 0:
+            return num
+        at += 1
+
+
+@njit(cache=True, _nrt=False, forceinline=True)
+def push(lists, after, which, member):
+    """Appends the member to the list."""
+    after[member] = EMPTY
+    if lists[which, 0] == EMPTY:
+        lists[which, 0] = member
+    else:
+        after[lists[which, 1]] = member
+    lists[which, 1] = member
+
+
+@njit(cache=True, _nrt=False, forceinline=True)
+def push_front(lists, after, which, member):
+    """Puts the member before all others of the list."""
+    after[member] = lists[which, 0]
+    if lists[which, 0] == EMPTY:
+        lists[which, 1] = member
+    lists[which, 0] = member
+
+
+@njit(cache=True, _nrt=False, forceinline=True)
+def pop(lists, after, which):
+    """Takes the first member of the list."""
+    member = lists[which, 0]
+    lists[which, 0] = after[member]
+    return member
+
+
+@njit(cache=True, _nrt=False, forceinline=True)
+def mark(marks, which):
+    """Marks `which` unless it is marked already."""
+    if marks[which, 1] == 0:
+        marks[which, 1] = 1
+        marks[marks[0, 0] + 1, 0] = which
+        marks[0, 0] += 1
+
+
+@njit(cache=True, _nrt=False, forceinline=True)
+def take_marks(marks, taken):
+    """Moves the marked into `taken` in order of index, unmarking them; returns how many."""
+    num = marks[0, 0]
+    for place in range(num):
+        which = marks[place + 1, 0]
+        marks[which, 1] = 0
+        at = place
+        while at > 0 and taken[at - 1] > which:
+            taken[at] = taken[at - 1]
+            at -= 1
+        taken[at] = which
+    marks[0, 0] = 0
+    return num

@@ -1,0 +1,219 @@
+"""Prefill instances of a disaggregated system: queues, scheduling batches, steps of prompts through pipeline stages.
+
+A step takes prompts in the lane's order: whole ones while they fit the token budget (one longer than the budget is cut
+and takes the first place), or, chunked, as many tokens as the budget has. The next prompts come from a scheduling
+batch: the first so many that wait, sorted by length (FCFS leaves them as they came), and a new one is formed when it is
+used up. A prompt needs KV tokens from its start until its cache has left for the decode pool.
+
+The attention-dp ranks of an instance are lanes that step together, as long as the longest. With pp stages a step of
+stage time s that enters at t leaves stage j at e_j = max(e_{j−1} + hop, free_j) + s, and the next may enter at free_1.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numba import njit
+
+from estimator.kernels.calendar import EMPTY, NEVER, pop, push, set_time
+
+FCFS, SJF, LJF = 0, 1, -1
+SAME_S = 1e-9  # events this close are at one time: less than any step, more than the rounding of an hour's clock
+HALF_BLOCK = 8.0
+
+JOB = np.dtype(
+    [
+        (name, np.float64)
+        for name in (
+            "visible_s",  # arrival + request overhead
+            "arrival_s",
+            "start_s",  # first tokens enter a step
+            "first_s",  # the prompt ends
+            "reserved_s",  # the decode instance has set room aside
+            "kv_s",  # its KV cache has crossed the link
+            "join_s",  # it begins to decode
+            "finish_s",
+            "token_s",  # the last token so far
+            "wire_s",  # seconds of its transfer
+            "held",  # KV tokens computed or handed over
+            "predicted",  # output tokens, by the length predictor
+        )
+    ]
+    + [
+        (name, np.int64)
+        for name in (
+            "prompt",  # tokens to compute
+            "seen",  # tokens found in the prefix cache
+            "handed",  # tokens of the whole KV cache
+            "todo",  # prompt tokens not yet in a step
+            "left",  # decode steps to go when it joined
+            "source_place",  # the router's choice
+            "place",  # the placement's choice
+            "source",  # prefill lane
+            "target",  # decode lane
+        )
+    ],
+    align=True,
+)
+PREFILL_LANE = np.dtype(
+    [(name, np.int64) for name in ("batch_at", "batch_size", "num_prompts", "num_held")]
+    + [(name, np.float64) for name in ("used", "since_s", "kv_token_s")],
+    align=True,
+)
+
+
+class Cost(NamedTuple):
+    """Tables of `StepCost` as the kernels take them; D and the rest in its docstring."""
+
+    D: np.ndarray
+    M: np.ndarray
+    H: np.ndarray
+    B: np.ndarray
+    BW: np.ndarray
+    window: float
+    c: float
+    cw: float
+    q: int
+    gain: float
+
+
+class PrefillPool(NamedTuple):
+    """Arrays and settings of the pool; `queues` and `ends`: number of its first list, `leaf`: of its first event."""
+
+    cost: Cost
+    lanes: np.ndarray  # (num_units·ranks,) PREFILL_LANE
+    outstanding: np.ndarray  # (num_units·ranks,) requests routed to the lane that have not left it
+    batch: np.ndarray  # (num_lanes, scheduling batch)
+    prompts: np.ndarray  # (num_lanes, max_num_seqs) prompts in the step
+    ends_s: np.ndarray  # (num_requests,) when the prompt leaves the last stage
+    free_s: np.ndarray  # (num_units, pp)
+    totals: np.ndarray  # busy s, steps
+    queues: int
+    ends: int
+    leaf: int
+    ranks: int
+    budget: int
+    is_chunked: bool
+    order: int
+    max_seqs: int
+    capacity: float
+    hop_s: float
+
+
+@njit(cache=True, _nrt=False, forceinline=True)
+def next_prompt(pool, lists, after, jobs, lane):
+    """The prompt that the lane would start next, or EMPTY."""
+    at = pool.lanes[lane]
+    if at["batch_at"] == at["batch_size"]:
+        size = 0
+        while size < pool.batch.shape[1] and lists[pool.queues + lane, 0] != EMPTY:
+            i = pop(lists, after, pool.queues + lane)
+            place = size
+            length = pool.order * jobs[i]["prompt"]
+            while place > 0 and pool.order * jobs[pool.batch[lane, place - 1]]["prompt"] > length:
+                pool.batch[lane, place] = pool.batch[lane, place - 1]
+                place -= 1
+            pool.batch[lane, place] = i
+            size += 1
+        at["batch_at"], at["batch_size"] = 0, size
+        if size == 0:
+            return EMPTY
+    return pool.batch[lane, at["batch_at"]]
+
+
+@njit(cache=True, _nrt=False, forceinline=True)
+def start_prompt(pool, lists, after, jobs, lane, t, room):
+    """Seats the lane's next prompt in the step at t; False if none may: `room` tokens are left of the budget."""
+    at = pool.lanes[lane]
+    i = next_prompt(pool, lists, after, jobs, lane)
+    if i == EMPTY or at["num_prompts"] == pool.max_seqs:
+        return False
+    job = jobs[i]
+    if not pool.is_chunked and room < pool.budget and job["todo"] > room:
+        return False
+    if at["num_held"] > 0 and at["used"] + job["todo"] + HALF_BLOCK * (at["num_held"] + 1) > pool.capacity:
+        return False
+    at["batch_at"] += 1
+    at["kv_token_s"] += at["used"] * (t - at["since_s"])
+    at["since_s"] = t
+    at["used"] += job["todo"]
+    at["num_held"] += 1
+    job["start_s"] = t
+    pool.prompts[lane, at["num_prompts"]] = i
+    at["num_prompts"] += 1
+    return True
+
+
+@njit(cache=True, _nrt=False, forceinline=True)
+def fill_step(pool, lists, after, jobs, lane, t):
+    """Puts prompts into the lane's step at t; returns its tokens and seconds."""
+    at, cost = pool.lanes[lane], pool.cost
+    room, slot, ending, pairs, window_pairs = pool.budget, 0, 0, 0.0, 0.0
+    while room > 0:
+        if slot == at["num_prompts"] and not start_prompt(pool, lists, after, jobs, lane, t, room):
+            break
+        job = jobs[pool.prompts[lane, slot]]
+        new = min(job["todo"], room)
+        sees = job["seen"] + job["held"] + (new + 1) / 2
+        pairs, window_pairs = pairs + new * sees, window_pairs + new * min(sees, cost.window)
+        job["todo"] -= new
+        job["held"] += new
+        ending += job["todo"] == 0
+        room, slot = room - new, slot + 1
+    tokens = pool.budget - room
+    if tokens == 0:
+        return 0, 0.0
+    head_s = cost.H[min(ending, len(cost.H) - 1)]
+    return tokens, cost.M[min(tokens, len(cost.M) - 1)] + head_s + cost.c * pairs + cost.cw * window_pairs
+
+
+@njit(cache=True, _nrt=False, forceinline=True)
+def start_prefill(pool, lists, after, jobs, times, unit, t):
+    """Starts a step of the instance at t if its first stage is free and a prompt can run."""
+    if pool.free_s[unit, 0] <= t + SAME_S:
+        tokens, span_s = 0, 0.0
+        lanes = range(unit * pool.ranks, (unit + 1) * pool.ranks)
+        for lane in lanes:
+            lane_tokens, lane_s = fill_step(pool, lists, after, jobs, lane, t)
+            tokens, span_s = tokens + lane_tokens, max(span_s, lane_s)
+        if tokens > 0:
+            end_s = t - pool.hop_s
+            for stage in range(pool.free_s.shape[1]):
+                end_s = max(end_s + pool.hop_s, pool.free_s[unit, stage]) + span_s
+                pool.free_s[unit, stage] = end_s
+            pool.totals[0] += span_s
+            pool.totals[1] += 1
+            for lane in lanes:
+                end_prompts(pool, lists, after, jobs, lane, unit, end_s)
+    next_s = pool.free_s[unit, 0] if pool.free_s[unit, 0] > t + SAME_S else NEVER
+    first = lists[pool.ends + unit, 0]
+    if first != EMPTY:
+        next_s = min(next_s, pool.ends_s[first])
+    set_time(times, pool.leaf + unit, next_s)
+
+
+@njit(cache=True, _nrt=False, forceinline=True)
+def end_prompts(pool, lists, after, jobs, lane, unit, end_s):
+    """Lets the prompts that the step has finished leave the lane's step; they end at end_s."""
+    at, kept = pool.lanes[lane], 0
+    for slot in range(at["num_prompts"]):
+        i = pool.prompts[lane, slot]
+        if jobs[i]["todo"] > 0:
+            pool.prompts[lane, kept] = i
+            kept += 1
+        else:
+            pool.ends_s[i] = end_s
+            push(lists, after, pool.ends + unit, i)
+    at["num_prompts"] = kept
+
+
+@njit(cache=True, _nrt=False, forceinline=True)
+def leave_prefill(pool, job, t):
+    """Gives the prompt's KV tokens free at t."""
+    at = pool.lanes[job["source"]]
+    at["kv_token_s"] += at["used"] * (t - at["since_s"])
+    at["since_s"] = t
+    at["used"] -= job["prompt"]
+    at["num_held"] -= 1
+    pool.outstanding[job["source_place"]] -= 1

@@ -1,0 +1,455 @@
+"""Plain twin of the two-pool event loop: every step an event, every list scanned, the documented order and no shortcut."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from estimator.length_predictor import predicted_tokens
+from estimator.requests import Requests
+from estimator.seeds import stream
+from estimator.system import Disaggregated
+
+HALF_BLOCK = 8.0
+SAME_S = 1e-9
+
+
+@dataclass(kw_only=True, eq=False)
+class Job:
+    """One request; times are NaN until the event has happened."""
+
+    number: int
+    arrival_s: float
+    visible_s: float
+    prompt: int
+    seen: int
+    total: int
+    steps: int
+    predicted: float
+    todo: int = 0
+    left: int = 0
+    held: float = 0.0
+    generated: float = 0.0
+    prefill_lane: int = -1
+    decode_lane: int = -1
+    start_s: float = math.nan
+    first_s: float = math.nan
+    reserved_s: float = math.nan
+    kv_s: float = math.nan
+    join_s: float = math.nan
+    finish_s: float = math.nan
+    is_rejected: bool = False
+
+
+@dataclass(kw_only=True)
+class PrefillLane:
+    """Queue, scheduling batch, prompts of the step, everything whose KV tokens are here."""
+
+    waiting: list[Job] = field(default_factory=list)
+    batch: list[Job] = field(default_factory=list)
+    prompts: list[Job] = field(default_factory=list)
+    holding: list[Job] = field(default_factory=list)
+    outstanding: int = 0
+
+
+@dataclass(kw_only=True)
+class DecodeLane:
+    """Sequences in order of joining, evicted ones, what is coming, what stands in line."""
+
+    seqs: list[Job] = field(default_factory=list)
+    redo: list[Job] = field(default_factory=list)
+    evicted: list[Job] = field(default_factory=list)
+    coming: list[Job] = field(default_factory=list)
+    arrived: list[Job] = field(default_factory=list)
+    ready: list[Job] = field(default_factory=list)
+    outstanding: int = 0
+
+
+@dataclass(kw_only=True)
+class Step:
+    """A step under way."""
+
+    end_s: float
+    prompts: list[Job] = field(default_factory=list)
+
+
+class PoolTwin:
+    """Runs one system on one set of requests: call `run` once, then read `jobs`."""
+
+    def __init__(self, system: Disaggregated, requests: Requests, concurrency: int | None, seed: int) -> None:
+        self.system, self.policy, self.now = system, system.policy, 0.0
+        self.prefill, self.decode = system.prefill, system.decode
+        self.gain = system.decode.cost.accepted_tokens_per_step
+        self.pp = system.decode.parallelism.pp
+        self.num_units = system.num_prefill, system.num_decode * self.pp
+        self.ranks = system.prefill.parallelism.dp, system.decode.parallelism.dp
+        self.sources = [PrefillLane() for _ in range(self.num_units[0] * self.ranks[0])]
+        self.targets = [DecodeLane() for _ in range(self.num_units[1] * self.ranks[1])]
+        self.free_s = [[0.0] * system.prefill.parallelism.pp for _ in range(self.num_units[0])]
+        self.leaving: list[list[Step]] = [[] for _ in range(self.num_units[0])]
+        self.steps: list[Step | None] = [None] * self.num_units[1]
+        self.flying: list[list[Job]] = [[] for _ in range(system.num_decode)]
+        self.sender_s, self.receiver_s = [0.0] * system.num_prefill, [0.0] * system.num_decode
+        self.pending: list[Job] = []
+        self.tried: set[int] = set()
+        self.num_routed = self.num_placed = self.num_evicted = 0
+        num = len(requests)
+        self.draws, self.placement_draws = stream(seed, "router").random((num, 2)), stream(seed, "placement").random((num, 2))
+        self.concurrency = concurrency
+        self.jobs = self._jobs(requests, seed)
+        self.num_sent = num if concurrency is None else min(concurrency, num)
+        self.num_come = 0
+        self.kv_token_s = [0.0, 0.0]
+
+    def _jobs(self, requests: Requests, seed: int) -> list[Job]:
+        predicted = predicted_tokens(
+            requests.output_tokens, self.policy.bucket_tokens, self.policy.prediction_accuracy, seed
+        )
+        jobs = []
+        for i in range(len(requests)):
+            arrival = float(requests.arrival_s[i]) if self.concurrency is None else 0.0
+            total, seen = int(requests.input_tokens[i]), int(requests.cached_tokens[i])
+            steps = math.ceil((int(requests.output_tokens[i]) - 1) / self.gain)
+            jobs.append(
+                Job(
+                    number=i,
+                    arrival_s=arrival,
+                    visible_s=arrival + self.prefill.request_overhead_s,
+                    prompt=total - seen,
+                    seen=seen,
+                    total=total,
+                    steps=steps,
+                    left=steps,
+                    predicted=float(predicted[i]),
+                    todo=total - seen,
+                )
+            )
+        return jobs
+
+    def run(self) -> None:
+        """Fills the times of every job."""
+        while True:
+            times = [step.end_s for step in self.steps if step] + [steps[0].end_s for steps in self.leaving if steps]
+            times += [free[0] for free in self.free_s if free[0] > self.now + SAME_S]
+            times += [jobs[0].kv_s for jobs in self.flying if jobs]
+            if self.num_come < self.num_sent:
+                times.append(self.jobs[self.num_come].visible_s)
+            if not times:
+                return
+            before, self.now = self.now, max(min(times), self.now)
+            self._integrate(self.now - before)
+            self._round(self.now + SAME_S)
+
+    def _integrate(self, seconds: float) -> None:
+        self.kv_token_s[0] += seconds * sum(job.prompt for lane in self.sources for job in lane.holding)
+        for unit, lanes in self._decode_units():
+            coming = sum(job.total for lane in lanes for job in lane.coming + lane.arrived)
+            self.kv_token_s[1] += seconds * (coming + sum(self._used(lane) for lane in lanes))
+            assert unit >= 0
+
+    def _decode_units(self) -> list[tuple[int, list[DecodeLane]]]:
+        ranks = self.ranks[1]
+        return [(unit, self.targets[unit * ranks : (unit + 1) * ranks]) for unit in range(self.num_units[1])]
+
+    def _round(self, limit: float) -> None:
+        for unit in range(self.num_units[1]):
+            step = self.steps[unit]
+            if step and step.end_s <= limit:
+                self._end_decode(unit, step.end_s)
+        for unit in range(self.num_units[0]):
+            while self.leaving[unit] and self.leaving[unit][0].end_s <= limit:
+                step = self.leaving[unit].pop(0)
+                for job in step.prompts:
+                    self._end_prompt(job, step.end_s)
+        for jobs in self.flying:
+            while jobs and jobs[0].kv_s <= limit:
+                job = jobs.pop(0)
+                self._leave_prefill(job)
+                lane = self.targets[job.decode_lane]
+                lane.coming.remove(job)
+                lane.arrived.append(job)
+        while self.num_come < self.num_sent and self.jobs[self.num_come].visible_s <= limit:
+            self.num_come += 1
+            self._route(self.jobs[self.num_come - 1])
+        for unit in range(self.num_units[1]):
+            if self.steps[unit] is None:
+                self._start_decode(unit)
+        self._hand_over()
+        for unit in range(self.num_units[0]):
+            self._start_prefill(unit)
+
+    def _choose(self, router: str, turn: int, outstanding: list[int], draws: NDArray[np.float64]) -> int:
+        num = len(outstanding)
+        if num == 1 or router == "round_robin":
+            return turn % num
+        if router == "least_outstanding":
+            return outstanding.index(min(outstanding))
+        first = int(draws[turn, 0] * num)
+        if router == "random":
+            return first
+        others = [k for k in range(num) if k != first]
+        second = others[int(draws[turn, 1] * (num - 1))]
+        return second if outstanding[second] < outstanding[first] else first
+
+    def _in_turn(self, pool: int) -> list[int]:
+        """Lanes in the order in which routers count them: the first rank of every instance, then the second."""
+        return [unit * self.ranks[pool] + rank for rank in range(self.ranks[pool]) for unit in range(self.num_units[pool])]
+
+    def _close(self, job: Job, t: float) -> None:
+        if self.concurrency is not None and self.num_sent < len(self.jobs):
+            following = self.jobs[self.num_sent]
+            following.arrival_s = t
+            following.visible_s = max(t + self.prefill.request_overhead_s, self.jobs[self.num_sent - 1].visible_s)
+            self.num_sent += 1
+
+    def _route(self, job: Job) -> None:
+        full = job.total + job.steps * self.gain + HALF_BLOCK
+        too_long = job.steps > 0 and full > self.decode.capacity_tokens / self.pp
+        if too_long or job.prompt + HALF_BLOCK > self.prefill.capacity_tokens:
+            job.is_rejected = True
+            self._close(job, self.now)
+            return
+        order = self._in_turn(0)
+        held = [self.sources[lane].outstanding for lane in order]
+        job.prefill_lane = order[self._choose(self.system.router, self.num_routed, held, self.draws)]
+        self.num_routed += 1
+        self.sources[job.prefill_lane].outstanding += 1
+        self.sources[job.prefill_lane].waiting.append(job)
+
+    def _leave_prefill(self, job: Job) -> None:
+        lane = self.sources[job.prefill_lane]
+        lane.holding.remove(job)
+        lane.outstanding -= 1
+
+    def _end_prompt(self, job: Job, t: float) -> None:
+        job.first_s = t
+        if job.steps == 0:
+            job.finish_s = t
+            self._leave_prefill(job)
+            self._close(job, t)
+        elif self.policy.decode_placement == "heavy_light":
+            if not self.pending:
+                self.tried.add(0)
+            self.pending.append(job)
+        else:
+            order = self._in_turn(1)
+            held = [self.targets[lane].outstanding for lane in order]
+            job.decode_lane = order[
+                self._choose(self.policy.decode_placement, self.num_placed, held, self.placement_draws)
+            ]
+            self.num_placed += 1
+            lane = self.targets[job.decode_lane]
+            lane.outstanding += 1
+            if not lane.ready:
+                self.tried.add(job.decode_lane)
+            lane.ready.append(job)
+
+    def _hand_over(self) -> None:
+        tried, self.tried = sorted(self.tried), set()
+        if self.policy.decode_placement == "heavy_light":
+            while tried and self.pending:
+                job = self.pending[0]
+                rooms = [lane for lane in range(len(self.targets)) if self._has_room(lane, job)]
+                if not rooms:
+                    return
+                self.pending.pop(0)
+                self._send(job, self._lighter(rooms))
+            return
+        for number in tried:
+            ready = self.targets[number].ready
+            while ready and self._has_room(number, ready[0]):
+                self._send(ready.pop(0), number)
+
+    def _lighter(self, rooms: list[int]) -> int:
+        draw = self.placement_draws[self.num_placed]
+        self.num_placed += 1
+        first = rooms.pop(int(draw[0] * len(rooms)))
+        if not rooms:
+            return first
+        second = rooms[int(draw[1] * len(rooms))]
+        ratios = []
+        for number in (first, second):
+            lane = self.targets[number]
+            mine = lane.seqs + lane.redo + lane.evicted + lane.coming + lane.arrived
+            heavy = sum(job.predicted > self.policy.heavy_decode_tokens for job in mine)
+            ratios.append((heavy, len(mine) - heavy + 1))
+        return second if ratios[1][0] * ratios[0][1] < ratios[0][0] * ratios[1][1] else first
+
+    def _has_room(self, number: int, job: Job) -> bool:
+        lane, unit = self.targets[number], number // self.ranks[1]
+        capacity = self.decode.capacity_tokens / self.pp
+        coming = lane.coming + lane.arrived
+        seated = len(lane.seqs) + len(lane.redo) + len(coming)
+        if lane.evicted or seated >= max(1, self.decode.limits.max_num_seqs // self.pp):
+            return False
+        if seated == 0:
+            return True
+        written = self._used(lane) + sum(other.total for other in coming)
+        if self.steps[unit]:
+            written += len(lane.seqs) * self.gain
+        if written + job.total + HALF_BLOCK * (seated + 1) > capacity:
+            return False
+        if self.policy.admission == "reserve_static":
+            all_of = [*lane.seqs, *lane.redo, *coming, job]
+            return sum(other.total + other.predicted for other in all_of) + HALF_BLOCK * (seated + 1) <= capacity
+        if self.policy.admission == "reserve_dynamic" and lane.seqs:
+            to_go = [max(seq.predicted - seq.generated, 0.0) for seq in lane.seqs]
+            soonest = lane.seqs[to_go.index(min(to_go))]
+            later = written - soonest.total - soonest.generated + job.total + seated * min(to_go)
+            return later + HALF_BLOCK * seated <= capacity
+        return True
+
+    def _send(self, job: Job, number: int) -> None:
+        job.decode_lane, job.reserved_s = number, self.now
+        self.targets[number].coming.append(job)
+        sender = job.prefill_lane // self.ranks[0]
+        receiver = number // self.ranks[1] % self.system.num_decode
+        link = self.system.link
+        wire_s = link.latency_s + job.total * self.prefill.kv_bytes_per_token / min(
+            link.egress_bytes_per_s, link.ingress_bytes_per_s
+        )
+        job.kv_s = max(self.now, self.sender_s[sender], self.receiver_s[receiver]) + wire_s
+        self.sender_s[sender] = self.receiver_s[receiver] = job.kv_s
+        self.flying[receiver].append(job)
+
+    def _start_prefill(self, unit: int) -> None:
+        free, instance = self.free_s[unit], self.prefill
+        if free[0] > self.now + SAME_S:
+            return
+        seconds, ended = 0.0, []
+        for rank in range(self.ranks[0]):
+            lane = self.sources[unit * self.ranks[0] + rank]
+            chunks = self._chunks(lane)
+            if chunks:
+                ending = sum(job.todo == 0 for job in lane.prompts)
+                seconds = max(seconds, instance.cost.mixed_step_s(0, 0.0, chunks, ending))
+            ended += [job for job in lane.prompts if job.todo == 0]
+            lane.prompts = [job for job in lane.prompts if job.todo > 0]
+        if seconds == 0.0:
+            return
+        end_s = self.now - instance.stage_transfer_s
+        for stage in range(len(free)):
+            end_s = free[stage] = max(end_s + instance.stage_transfer_s, free[stage]) + seconds
+        self.leaving[unit].append(Step(end_s=end_s, prompts=ended))
+
+    def _chunks(self, lane: PrefillLane) -> list[tuple[int, int]]:
+        limits = self.prefill.limits
+        budget = min(self.policy.chunk_tokens or limits.max_num_batched_tokens, limits.max_num_batched_tokens)
+        room, place = budget, 0
+        chunks: list[tuple[int, int]] = []
+        while room > 0:
+            if place == len(lane.prompts) and not self._start_prompt(lane, room, budget):
+                break
+            job = lane.prompts[place]
+            new = min(job.todo, room)
+            chunks.append((new, job.seen + int(job.held)))
+            job.todo, job.held, room, place = job.todo - new, job.held + new, room - new, place + 1
+        return chunks
+
+    def _start_prompt(self, lane: PrefillLane, room: int, budget: int) -> bool:
+        if not lane.batch:
+            size = 1 if self.policy.prefill_order == "fcfs" else self.policy.scheduling_batch
+            lane.batch, lane.waiting = lane.waiting[:size], lane.waiting[size:]
+            if self.policy.prefill_order != "fcfs":
+                lane.batch.sort(key=lambda job: job.prompt if self.policy.prefill_order == "sjf" else -job.prompt)
+        if not lane.batch or len(lane.prompts) >= self.prefill.limits.max_num_seqs:
+            return False
+        job = lane.batch[0]
+        if self.policy.chunk_tokens == 0 and room < budget and job.todo > room:
+            return False
+        used = sum(other.prompt for other in lane.holding)
+        if lane.holding and used + job.todo + HALF_BLOCK * (len(lane.holding) + 1) > self.prefill.capacity_tokens:
+            return False
+        job.start_s = self.now
+        lane.prompts.append(lane.batch.pop(0))
+        lane.holding.append(job)
+        return True
+
+    def _used(self, lane: DecodeLane) -> float:
+        return sum(job.total + job.generated for job in lane.seqs + lane.redo)
+
+    def _start_decode(self, unit: int) -> None:
+        cost, capacity = self.decode.cost, self.decode.capacity_tokens / self.pp
+        hop_s = (self.pp - 1) * self.decode.stage_transfer_s
+        seconds, is_busy = 0.0, False
+        for rank in range(self.ranks[1]):
+            number = unit * self.ranks[1] + rank
+            lane = self.targets[number]
+            for job in lane.arrived:
+                job.join_s = self.now
+            lane.seqs, lane.arrived = lane.seqs + lane.arrived, []
+            may_start = not self._evict(lane, capacity) or not lane.seqs
+            chunks = self._redo_chunks(number, capacity, may_start)
+            if not (lane.seqs or chunks):
+                continue
+            is_busy = True
+            cached = float(sum(job.total + job.generated for job in lane.seqs))
+            if chunks:
+                ending = sum(job.todo == 0 for job in lane.redo)
+                head_s = float(cost.head_s[len(lane.seqs) + ending])
+                lane_s = self.pp * (cost.mixed_step_s(len(lane.seqs), cached, chunks, ending) - head_s) + head_s
+            else:
+                lane_s = self.pp * cost.decode_step_s(len(lane.seqs), cached)
+            seconds = max(seconds, lane_s + hop_s)
+        if is_busy:
+            self.steps[unit] = Step(end_s=self.now + seconds)
+
+    def _evict(self, lane: DecodeLane, capacity: float) -> bool:
+        has_evicted = False
+        while lane.seqs:
+            others = lane.redo + lane.coming
+            seated = len(lane.seqs) + len(others)
+            tokens = self._used(lane) + sum(job.total for job in lane.coming) + len(lane.seqs) * self.gain
+            if seated <= 1 or tokens + HALF_BLOCK * seated <= capacity:
+                break
+            job = lane.seqs.pop()
+            job.generated = float(math.floor(job.generated))  # whole tokens are recomputed
+            job.todo, job.held = int(job.total + job.generated), 0.0
+            lane.evicted.append(job)
+            has_evicted = True
+            self.num_evicted += 1
+        return has_evicted
+
+    def _redo_chunks(self, number: int, capacity: float, may_start: bool) -> list[tuple[int, int]]:
+        lane, cost = self.targets[number], self.decode.cost
+        room = self.decode.limits.max_num_batched_tokens - cost.decode_tokens_per_seq * len(lane.seqs)
+        chunks: list[tuple[int, int]] = []
+        place, had_evicted = 0, bool(lane.evicted)
+        while room > 0:
+            if place == len(lane.redo):
+                seated = len(lane.seqs) + len(lane.redo) + len(lane.coming)
+                if not lane.evicted or not may_start or seated >= max(1, self.decode.limits.max_num_seqs // self.pp):
+                    break
+                tokens = self._used(lane) + sum(job.total for job in lane.coming) + (len(lane.seqs) + 1) * self.gain
+                if seated > 0 and tokens + lane.evicted[-1].todo + HALF_BLOCK * (seated + 1) > capacity:
+                    break
+                lane.redo.append(lane.evicted.pop())
+            job = lane.redo[place]
+            new = min(job.todo, room)
+            chunks.append((new, int(job.held)))
+            job.todo, job.held, room, place = job.todo - new, job.held + new, room - new, place + 1
+        if had_evicted and not lane.evicted:
+            self.tried.add(number)
+        return chunks
+
+    def _end_decode(self, unit: int, t: float) -> None:
+        self.steps[unit] = None
+        for rank in range(self.ranks[1]):
+            number = unit * self.ranks[1] + rank
+            lane = self.targets[number]
+            for job in lane.seqs:
+                job.generated, job.left = job.generated + self.gain, job.left - 1
+            ended = [job for job in lane.seqs if job.left == 0]
+            lane.seqs = [job for job in lane.seqs if job not in ended]
+            for job in ended:
+                job.finish_s = t
+                lane.outstanding -= 1
+                self.tried.add(number)
+                self._close(job, t)
+            lane.seqs += [job for job in lane.redo if job.todo == 0]
+            lane.redo = [job for job in lane.redo if job.todo > 0]
+
+
