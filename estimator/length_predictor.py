@@ -1,7 +1,7 @@
 """Output lengths as a scheduler may know them: the bucket that a predictor names, right with a stated accuracy.
 
-TetriInfer (arXiv 2401.11181), section 3.3.2: a classifier over buckets of 200 tokens is right for 74.9 % of requests; the
-bucket's lower end is used. Which bucket a wrong answer names is not reported: here any other one, each as likely.
+TetriInfer (arXiv 2401.11181), section 3.3.2: a classifier over buckets of 200 tokens is right for 74.9 % of requests;
+the bucket's lower end is used. Which bucket a wrong answer names is not reported: here any other one, each as likely.
 """
 
 from __future__ import annotations

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
-from estimator.errors import BestServeError
 from estimator.instance import BLOCK_TOKENS
 from estimator.kernels.collocated import CHUNKED, PREFILL_FIRST, STATIC
 from estimator.kernels.disaggregated import run_disaggregated
@@ -22,17 +23,13 @@ def simulate(system: System, requests: Requests, *, concurrency: int | None = No
 
     Open loop by the requests' own arrival times, or closed loop with `concurrency` requests in flight: all sent at 0,
     then one per completion. `seed` is that of the router's draws: the same input and seed give the same bytes. A cached
-    prefix counts in whole KV blocks. Raises `BestServeError` for a router or policy that is not simulated.
+    prefix counts in whole KV blocks.
     """
+    cached_tokens = requests.cached_tokens // BLOCK_TOKENS * BLOCK_TOKENS
     if not isinstance(system, Collocated):
-        if system.router != "round_robin":
-            raise BestServeError("router", system.router, "is not simulated between two pools", "round_robin")
-        return run_disaggregated(system, requests, concurrency, seed)
-    if system.router != "round_robin":
-        raise BestServeError("router", system.router, "is not simulated", "round_robin")
+        return run_disaggregated(system, replace(requests, cached_tokens=cached_tokens), concurrency, seed)
     instance = system.instance
     sent_s = requests.arrival_s if concurrency is None else np.zeros(len(requests))
-    cached_tokens = requests.cached_tokens // BLOCK_TOKENS * BLOCK_TOKENS
     jobs = Jobs(
         visible_s=sent_s + instance.request_overhead_s,
         prompt_tokens=requests.input_tokens - cached_tokens,

@@ -1,4 +1,4 @@
-"""Plain twin of the two-pool event loop: every step an event, every list scanned, the documented order and no shortcut."""
+"""Plain twin of the two-pool event loop: every step an event, every list scanned, in the documented order."""
 
 from __future__ import annotations
 
@@ -97,7 +97,10 @@ class PoolTwin:
         self.tried: set[int] = set()
         self.num_routed = self.num_placed = self.num_evicted = 0
         num = len(requests)
-        self.draws, self.placement_draws = stream(seed, "router").random((num, 2)), stream(seed, "placement").random((num, 2))
+        self.draws, self.placement_draws = (
+            stream(seed, "router").random((num, 2)),
+            stream(seed, "placement").random((num, 2)),
+        )
         self.concurrency = concurrency
         self.jobs = self._jobs(requests, seed)
         self.num_sent = num if concurrency is None else min(concurrency, num)
@@ -196,7 +199,9 @@ class PoolTwin:
 
     def _in_turn(self, pool: int) -> list[int]:
         """Lanes in the order in which routers count them: the first rank of every instance, then the second."""
-        return [unit * self.ranks[pool] + rank for rank in range(self.ranks[pool]) for unit in range(self.num_units[pool])]
+        return [
+            unit * self.ranks[pool] + rank for rank in range(self.ranks[pool]) for unit in range(self.num_units[pool])
+        ]
 
     def _close(self, job: Job, t: float) -> None:
         if self.concurrency is not None and self.num_sent < len(self.jobs):
@@ -451,5 +456,3 @@ class PoolTwin:
                 self._close(job, t)
             lane.seqs += [job for job in lane.redo if job.todo == 0]
             lane.redo = [job for job in lane.redo if job.todo > 0]
-
-

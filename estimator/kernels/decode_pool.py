@@ -8,10 +8,11 @@ step is about to write and those set aside for caches on their way, with half a 
 
 A lane has room for a hand-over if it recomputes nothing, has a seat, and its prompt fits beside what is used; always if
 it is empty. Reserve-static asks besides that every sequence's prompt and predicted output fit together; reserve-dynamic
-that at the end of the sequence with the least predicted tokens to go, when everyone holds as many more, there is room.
+that at the end of the sequence with the least predicted tokens to go, when everyone holds as many more, there is room
+(TetriInfer, arXiv 2401.11181, section 3.5).
 
-While nothing joins and no sequence ends k steps are one event. The attention-dp ranks of an instance are lanes that step
-together, as long as the slowest: a stretch ends where another rank becomes the slowest.
+While nothing joins and no sequence ends k steps are one event. The attention-dp ranks of an instance are lanes that
+step together, as long as the slowest: a stretch ends where another rank becomes the slowest.
 """
 
 from __future__ import annotations
@@ -21,13 +22,12 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-from estimator.kernels.calendar import EMPTY, NEVER, mark, pop, push_front, set_time
-from estimator.kernels.collocated import decode_span_s, record_gaps, steps_until
+from estimator.kernels.calendar import EMPTY, NEVER, Array, mark, pop, push_front, set_time
 from estimator.kernels.prefill_pool import HALF_BLOCK, SAME_S, Cost
+from estimator.kernels.spans import GAPS_PER_DECADE, decode_span_s, record_gaps, steps_until
 
 GREEDY, RESERVE_STATIC, RESERVE_DYNAMIC = 0, 1, 2
 FOREVER = 1 << 60
-BINS_PER_DECADE = 40.0
 
 DECODE_LANE = np.dtype(
     [(name, np.int64) for name in ("num_seqs", "num_redo", "num_waiting_redo", "num_coming", "num_joined", "next_end")]
@@ -42,16 +42,16 @@ DECODE_UNIT = np.dtype(
 
 
 class DecodePool(NamedTuple):
-    """Arrays and settings of the pool; `arrived` and `evicted`: number of its first list, `leaf`: of its first event."""
+    """Arrays and settings of the pool; `arrived`, `evicted`: number of its first list, `leaf`: of its first event."""
 
     cost: Cost
-    lanes: np.ndarray  # (num_units·ranks,) DECODE_LANE
-    units: np.ndarray  # (num_units,) DECODE_UNIT
-    seqs: np.ndarray  # (num_lanes, max_num_seqs) in order of joining
-    ends: np.ndarray  # (num_lanes, max_num_seqs) clock at which each finishes
-    redo: np.ndarray  # (num_lanes, max_num_seqs) evicted sequences that are recomputed
-    step_s: np.ndarray  # (num_lanes,) scratch
-    totals: np.ndarray  # busy s, steps, preemptions
+    lanes: Array  # (num_units·ranks,) DECODE_LANE
+    units: Array  # (num_units,) DECODE_UNIT
+    seqs: Array  # (num_lanes, max_num_seqs) in order of joining
+    ends: Array  # (num_lanes, max_num_seqs) clock at which each finishes
+    redo: Array  # (num_lanes, max_num_seqs) evicted sequences that are recomputed
+    step_s: Array  # (num_lanes,) scratch
+    totals: Array  # busy s, steps, preemptions
     arrived: int
     evicted: int
     leaf: int
@@ -78,7 +78,9 @@ def steps_reaching(pool, unit, limit_s):
     k = at["num_steps"]
     if k == 1:
         return 1
-    return steps_until(limit_s, at["num_seqs"], at["cached"], k, at["base_s"], at["b"], at["bw"], cost.window, cost.gain)
+    return steps_until(
+        limit_s, at["num_seqs"], at["cached"], k, at["base_s"], at["b"], at["bw"], cost.window, cost.gain
+    )
 
 
 @njit(cache=True, _nrt=False, forceinline=True)
@@ -104,9 +106,9 @@ def moment_s(pool, unit, k):
 
 
 @njit(cache=True, _nrt=False, forceinline=True)
-def has_room(pool, jobs, lane, i, t):
+def has_room(pool, state, lane, i, t):
     """Whether the lane may set room aside for prompt i at t; the rules are in the module's docstring."""
-    at, job, unit = pool.lanes[lane], jobs[i], lane // pool.ranks
+    at, job, unit = pool.lanes[lane], state.jobs[i], lane // pool.ranks
     seated = at["num_seqs"] + at["num_redo"] + at["num_coming"]
     if at["num_waiting_redo"] > 0 or seated >= pool.max_seqs:
         return False
@@ -126,18 +128,18 @@ def has_room(pool, jobs, lane, i, t):
     if written + job["handed"] + HALF_BLOCK * (seated + 1) > pool.capacity:
         return False
     if pool.admission == RESERVE_DYNAMIC and at["num_seqs"] > 0:
-        least, held = shortest(pool, jobs, lane, pool.units[unit]["clock"] + done)
+        least, held = shortest(pool, state, lane, pool.units[unit]["clock"] + done)
         later = written - held + job["handed"] + seated * least
         return later + HALF_BLOCK * seated <= pool.capacity
     return True
 
 
 @njit(cache=True, _nrt=False, forceinline=True)
-def shortest(pool, jobs, lane, clock):
+def shortest(pool, state, lane, clock):
     """Predicted tokens to go, at least 0, of the decoding sequence with the fewest, and the tokens it holds."""
     least, held = np.inf, 0.0
     for slot in range(pool.lanes[lane]["num_seqs"]):
-        job = jobs[pool.seqs[lane, slot]]
+        job = state.jobs[pool.seqs[lane, slot]]
         gained = (job["left"] - (pool.ends[lane, slot] - clock)) * pool.cost.gain
         total = job["held"] - job["handed"] + gained
         remaining = max(job["predicted"] - total, 0.0)
@@ -147,9 +149,9 @@ def shortest(pool, jobs, lane, clock):
 
 
 @njit(cache=True, _nrt=False, forceinline=True)
-def set_aside(pool, jobs, times, lane, i, t):
+def set_aside(pool, state, lane, i, t):
     """Sets room aside for prompt i; the stretch under way ends before its tokens would overflow what is left."""
-    at, job, unit = pool.lanes[lane], jobs[i], lane // pool.ranks
+    at, job, unit = pool.lanes[lane], state.jobs[i], lane // pool.ranks
     at["num_coming"] += 1
     at["coming_tokens"] += job["handed"]
     at["reserved"] += job["handed"] + job["predicted"]
@@ -158,33 +160,33 @@ def set_aside(pool, jobs, times, lane, i, t):
     if stretch["is_running"] and stretch["num_steps"] > 1 and at["num_seqs"] > 0:
         most = steps_that_fit(pool, lane)
         if most < stretch["num_steps"]:
-            cut(pool, times, unit, most)
+            cut(pool, state, unit, most)
 
 
 @njit(cache=True, _nrt=False, forceinline=True)
 def steps_that_fit(pool, lane):
-    """Steps, at least one, that the lane's sequences can take from the start of the stretch until the KV cache is full."""
+    """Steps, at least one, that the lane's sequences can take from the stretch's start until the KV cache is full."""
     at = pool.lanes[lane]
     spare = pool.capacity - at["used"] - at["coming_tokens"] - HALF_BLOCK * (at["num_seqs"] + at["num_coming"])
     return max(1, int(spare / (at["num_seqs"] * pool.cost.gain)))
 
 
 @njit(cache=True, _nrt=False, forceinline=True)
-def cut(pool, times, unit, num_steps):
+def cut(pool, state, unit, num_steps):
     """Ends the stretch under way after num_steps steps."""
     at = pool.units[unit]
     at["num_steps"] = num_steps
     at["end_s"] = at["start_s"] + span_s(pool, unit, num_steps)
-    set_time(times, pool.leaf + unit, at["end_s"])
+    set_time(state.times, pool.leaf + unit, at["end_s"])
 
 
 @njit(cache=True, _nrt=False, forceinline=True)
-def join(pool, lists, after, jobs, lane, t):
+def join(pool, state, lane, t):
     """Lets the sequences whose caches have arrived decode from t on."""
     at, clock = pool.lanes[lane], pool.units[lane // pool.ranks]["clock"]
-    while lists[pool.arrived + lane, 0] != EMPTY:
-        i = pop(lists, after, pool.arrived + lane)
-        job = jobs[i]
+    while state.lists[pool.arrived + lane, 0] != EMPTY:
+        i = pop(state, pool.arrived + lane)
+        job = state.jobs[i]
         job["join_s"], job["held"] = t, job["handed"]
         at["num_coming"] -= 1
         at["coming_tokens"] -= job["handed"]
@@ -206,7 +208,7 @@ def seat(pool, lane, i, job, clock):
 
 
 @njit(cache=True, _nrt=False, forceinline=True)
-def evict(pool, lists, after, jobs, lane, t):
+def evict(pool, state, lane, t):
     """Evicts the latest to join until one step's tokens fit, the only sequence never; returns how many went."""
     at, gain, clock = pool.lanes[lane], pool.cost.gain, pool.units[lane // pool.ranks]["clock"]
     evicted = 0
@@ -216,7 +218,7 @@ def evict(pool, lists, after, jobs, lane, t):
             break
         slot = at["num_seqs"] - 1
         i = pool.seqs[lane, slot]
-        job, to_go = jobs[i], pool.ends[lane, slot] - clock
+        job, to_go = state.jobs[i], pool.ends[lane, slot] - clock
         holds = job["held"] + gain * (job["left"] - to_go)
         at["used"] -= holds
         at["cached"] -= holds
@@ -225,7 +227,7 @@ def evict(pool, lists, after, jobs, lane, t):
         job["left"], job["todo"], job["held"] = to_go, int(holds), 0.0
         at["num_seqs"] = slot
         at["num_joined"] = max(0, at["num_joined"] - 1)
-        push_front(lists, after, pool.evicted + lane, i)
+        push_front(state, pool.evicted + lane, i)
         at["num_waiting_redo"] += 1
         evicted += 1
     if evicted > 0:
@@ -243,7 +245,7 @@ def next_finish(pool, lane):
 
 
 @njit(cache=True, _nrt=False, forceinline=True)
-def recompute(pool, lists, after, jobs, lane, may_start):
+def recompute(pool, state, lane, may_start):
     """Puts evicted sequences into the lane's step; returns its prompt tokens and the seconds of them and the heads."""
     at, cost = pool.lanes[lane], pool.cost
     if at["num_redo"] + at["num_waiting_redo"] == 0:
@@ -251,18 +253,18 @@ def recompute(pool, lists, after, jobs, lane, may_start):
     room, slot, ending, tokens, pairs, window_pairs = pool.budget - cost.q * at["num_seqs"], 0, 0, 0, 0.0, 0.0
     while room > 0:
         if slot == at["num_redo"]:
-            i = lists[pool.evicted + lane, 0]
+            i = state.lists[pool.evicted + lane, 0]
             seated = at["num_seqs"] + at["num_redo"] + at["num_coming"]
             if i == EMPTY or seated >= pool.max_seqs or not may_start:
                 break
-            need = at["used"] + at["coming_tokens"] + (at["num_seqs"] + 1) * cost.gain + jobs[i]["todo"]
+            need = at["used"] + at["coming_tokens"] + (at["num_seqs"] + 1) * cost.gain + state.jobs[i]["todo"]
             if seated > 0 and need + HALF_BLOCK * (seated + 1) > pool.capacity:
                 break
-            pool.redo[lane, slot] = pop(lists, after, pool.evicted + lane)
-            at["used"] += jobs[i]["todo"]
+            pool.redo[lane, slot] = pop(state, pool.evicted + lane)
+            at["used"] += state.jobs[i]["todo"]
             at["num_redo"] += 1
             at["num_waiting_redo"] -= 1
-        job = jobs[pool.redo[lane, slot]]
+        job = state.jobs[pool.redo[lane, slot]]
         new = min(job["todo"], room)
         sees = job["held"] + (new + 1) / 2
         pairs, window_pairs = pairs + new * sees, window_pairs + new * min(sees, cost.window)
@@ -278,8 +280,8 @@ def recompute(pool, lists, after, jobs, lane, may_start):
 
 
 @njit(cache=True, _nrt=False, forceinline=True)
-def start_decode(pool, lists, after, jobs, times, unit, t, freed):
-    """Starts the longest stretch of steps that nothing known at t can change; marks lanes whose evicted are all back."""
+def start_decode(pool, state, unit, t, freed):
+    """Starts the longest stretch that nothing known at t can change; marks lanes whose evicted are all back."""
     at, cost = pool.units[unit], pool.cost
     if at["is_running"]:
         return
@@ -287,10 +289,10 @@ def start_decode(pool, lists, after, jobs, times, unit, t, freed):
     evicted, tokens, leader, longest_s = 0, 0, EMPTY, 0.0
     for lane in lanes:
         own = pool.lanes[lane]
-        join(pool, lists, after, jobs, lane, t)
-        gone = evict(pool, lists, after, jobs, lane, t)
+        join(pool, state, lane, t)
+        gone = evict(pool, state, lane, t)
         had_redo = own["num_waiting_redo"] > 0
-        redo_tokens, step_s = recompute(pool, lists, after, jobs, lane, gone == 0 or own["num_seqs"] == 0)
+        redo_tokens, step_s = recompute(pool, state, lane, gone == 0 or own["num_seqs"] == 0)
         if had_redo and own["num_waiting_redo"] == 0:
             mark(freed, lane)
         evicted, tokens, n = evicted + gone, tokens + redo_tokens, own["num_seqs"]
@@ -310,7 +312,7 @@ def start_decode(pool, lists, after, jobs, times, unit, t, freed):
         at["num_seqs"], at["cached"] = n, pool.lanes[leader]["cached"]
         at["base_s"], at["b"], at["bw"] = cost.D[n], cost.B[n], cost.BW[n]
         at["num_steps"] = stretch_steps(pool, unit, leader)
-    cut(pool, times, unit, at["num_steps"])
+    cut(pool, state, unit, at["num_steps"])
 
 
 @njit(cache=True, _nrt=False, forceinline=True)
@@ -339,7 +341,7 @@ def step_at(pool, lane, i):
 
 @njit(cache=True, _nrt=False, forceinline=True)
 def steps_behind(pool, lane, leader, k_max):
-    """Steps, at most k_max, through which the lane's are no longer than the leader's: both are lines between windows."""
+    """Steps, at most k_max, through which the lane's are no longer than the leader's: lines until a window fills."""
     for other in (lane, leader):
         own, n = pool.lanes[other], pool.lanes[other]["num_seqs"]
         spare = n * pool.cost.window - own["cached"]
@@ -358,8 +360,8 @@ def steps_behind(pool, lane, leader, k_max):
 
 
 @njit(cache=True, _nrt=False, forceinline=True)
-def end_stretch(pool, jobs, weights, unit, times):
-    """Adds up the stretch that has ended: tokens, KV use, gaps; the sequences that finish are left to `take_finished`."""
+def end_stretch(pool, state, unit):
+    """Adds up the stretch that has ended: tokens, KV use, gaps; `take_finished` does the rest."""
     at, gain = pool.units[unit], pool.cost.gain
     k = at["num_steps"]
     total_s, first_s, moment = at["end_s"] - at["start_s"], span_s(pool, unit, 1), moment_s(pool, unit, k)
@@ -376,20 +378,20 @@ def end_stretch(pool, jobs, weights, unit, times):
         own["cached"] += n * k * gain
         num_gaps += (n * k - own["num_joined"]) * gain
         for slot in range(n - own["num_joined"], n):
-            gap_s = (at["start_s"] - jobs[pool.seqs[lane, slot]]["token_s"] + first_s) / gain
-            record_gaps(weights, BINS_PER_DECADE, gap_s, gap_s, gain)
+            gap_s = (at["start_s"] - state.jobs[pool.seqs[lane, slot]]["token_s"] + first_s) / gain
+            record_gaps(state.weights, GAPS_PER_DECADE, gap_s, gap_s, gain)
         own["num_joined"] = 0
     if num_gaps > 0:
         last_s = max(first_s, 2 * total_s / k - first_s)
-        record_gaps(weights, BINS_PER_DECADE, first_s / gain, last_s / gain, num_gaps)
+        record_gaps(state.weights, GAPS_PER_DECADE, first_s / gain, last_s / gain, num_gaps)
     at["clock"] += k
     at["is_running"] = 0
-    set_time(times, pool.leaf + unit, NEVER)
+    set_time(state.times, pool.leaf + unit, NEVER)
 
 
 @njit(cache=True, _nrt=False, forceinline=True)
-def take_finished(pool, jobs, lane, finished):
-    """Takes the sequences that have finished out of the lane into `finished`, returns how many; recomputed ones decode."""
+def take_finished(pool, state, lane, finished):
+    """Moves the lane's finished sequences into `finished`, returns how many; recomputed ones decode."""
     own, unit = pool.lanes[lane], pool.units[lane // pool.ranks]
     num = 0
     if own["next_end"] <= unit["clock"]:
@@ -397,7 +399,7 @@ def take_finished(pool, jobs, lane, finished):
         for slot in range(own["num_seqs"]):
             i, end = pool.seqs[lane, slot], pool.ends[lane, slot]
             if end <= unit["clock"]:
-                job = jobs[i]
+                job = state.jobs[i]
                 holds = job["held"] + pool.cost.gain * job["left"]
                 own["used"] -= holds
                 own["cached"] -= holds
@@ -411,10 +413,10 @@ def take_finished(pool, jobs, lane, finished):
     kept = 0
     for slot in range(own["num_redo"]):
         i = pool.redo[lane, slot]
-        if jobs[i]["todo"] > 0:
+        if state.jobs[i]["todo"] > 0:
             pool.redo[lane, kept] = i
             kept += 1
         else:
-            seat(pool, lane, i, jobs[i], unit["clock"])
+            seat(pool, lane, i, state.jobs[i], unit["clock"])
     own["num_redo"] = kept
     return num

@@ -1,4 +1,4 @@
-"""Packs a prefill pool, a KV link and a decode pool for the event loop of `estimator.kernels.pools` and unpacks its times.
+"""Packs a prefill pool, a KV link and a decode pool for `estimator.kernels.pools` and unpacks the times.
 
 Instances are numbered; with pp > 1 a prefill instance is a pipeline, and a decode instance pp micro-batches that take
 turns on the stages: each sees pp stage times a step and holds its share of sequences and KV blocks.
@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from estimator.instance import BLOCK_TOKENS, Instance
-from estimator.kernels.calendar import EMPTY, new_marks, new_times
+from estimator.kernels.calendar import EMPTY, State, new_marks, new_times
 from estimator.kernels.decode_pool import (
     DECODE_LANE,
     DECODE_UNIT,
@@ -53,22 +53,13 @@ def run_disaggregated(
     lists = np.full((starts[-1] + 1, 2), EMPTY, np.int64)
     times = new_times(sum(num_units) + system.num_decode)
     weights = np.zeros(len(ITL_EDGES_S) - 1)
-    prefill_pool = _prefill_pool(system, num, (starts[0], starts[1], num_units[1]))
-    decode_pool = _decode_pool(system, num_units[1], (starts[2], starts[3], 0))
-    loop = _loop(system, requests, jobs, seed, (starts[4], starts[6]))
-    loop = loop._replace(
-        concurrency=concurrency or 0, stop_after=num if stop_after is None else min(stop_after, num)
-    )
+    loop = _loop(system, jobs, seed, starts)
+    loop = loop._replace(concurrency=concurrency or 0, stop_after=num if stop_after is None else min(stop_after, num))
     loop.counts[OPEN] = loop.stop_after
     loop.counts[RELEASED] = num if concurrency is None else min(concurrency, num)
-    link = Link(
-        sender_s=np.zeros(system.num_prefill),
-        receiver_s=np.zeros(system.num_decode),
-        flying=starts[5],
-        leaf=sum(num_units),
-    )
-    run_pools(jobs, lists, np.full(num, EMPTY, np.int64), times, prefill_pool, decode_pool, link, loop, weights)
-    return _simulation(system, requests, jobs, weights, (prefill_pool, decode_pool))
+    after = np.full(num, EMPTY, np.int64)
+    run_pools(State(jobs=jobs, lists=lists, after=after, times=times, weights=weights), loop)
+    return _simulation(system, requests, jobs, weights, (loop.prefill, loop.decode))
 
 
 def _jobs(system: Disaggregated, requests: Requests, concurrency: int | None, seed: int) -> NDArray[np.void]:
@@ -160,14 +151,23 @@ def _decode_pool(system: Disaggregated, num_units: int, places: tuple[int, int, 
     )
 
 
-def _loop(system: Disaggregated, requests: Requests, jobs: NDArray[np.void], seed: int, places: tuple[int, int]) -> Loop:
-    policy, num, decode = system.policy, len(requests), system.decode
+def _loop(system: Disaggregated, jobs: NDArray[np.void], seed: int, starts: list[int]) -> Loop:
+    policy, num, decode = system.policy, len(jobs), system.decode
     num_units = system.num_decode * decode.parallelism.pp
     num_lanes = num_units * decode.parallelism.dp
     router, placement = ROUTERS[system.router], PLACEMENTS[policy.decode_placement]
     num_placed = num if placement >= RANDOM and policy.decode_placement != "least_outstanding" else 0
     room = system.num_prefill * system.prefill.parallelism.dp + 2 * num_lanes + system.num_decode
+    link = Link(
+        sender_s=np.zeros(system.num_prefill),
+        receiver_s=np.zeros(system.num_decode),
+        flying=starts[5],
+        leaf=num_units + system.num_prefill,
+    )
     return Loop(
+        prefill=_prefill_pool(system, num, (starts[0], starts[1], num_units)),
+        decode=_decode_pool(system, num_units, (starts[2], starts[3], 0)),
+        link=link,
         counts=np.zeros(5, np.int64),
         draws=router_draws(router, num, seed),
         placement_draws=stream(seed, "placement").random((num_placed, 2)),
@@ -180,8 +180,8 @@ def _loop(system: Disaggregated, requests: Requests, jobs: NDArray[np.void], see
         freed=new_marks(num_lanes),
         found=np.zeros(room + 1, np.int64),
         finished=np.zeros(max(decode.limits.max_num_seqs, num_lanes), np.int64),
-        ready=places[0],
-        pending=places[1],
+        ready=starts[4],
+        pending=starts[6],
         router=router,
         placement=placement,
         concurrency=0,

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-from estimator.kernels.calendar import EMPTY, NEVER, pop, push, set_time
+from estimator.kernels.calendar import EMPTY, NEVER, Array, pop, push, set_time
 
 FCFS, SJF, LJF = 0, 1, -1
 SAME_S = 1e-9  # events this close are at one time: less than any step, more than the rounding of an hour's clock
@@ -66,11 +66,11 @@ PREFILL_LANE = np.dtype(
 class Cost(NamedTuple):
     """Tables of `StepCost` as the kernels take them; D and the rest in its docstring."""
 
-    D: np.ndarray
-    M: np.ndarray
-    H: np.ndarray
-    B: np.ndarray
-    BW: np.ndarray
+    D: Array
+    M: Array
+    H: Array
+    B: Array
+    BW: Array
     window: float
     c: float
     cw: float
@@ -82,13 +82,13 @@ class PrefillPool(NamedTuple):
     """Arrays and settings of the pool; `queues` and `ends`: number of its first list, `leaf`: of its first event."""
 
     cost: Cost
-    lanes: np.ndarray  # (num_units·ranks,) PREFILL_LANE
-    outstanding: np.ndarray  # (num_units·ranks,) requests routed to the lane that have not left it
-    batch: np.ndarray  # (num_lanes, scheduling batch)
-    prompts: np.ndarray  # (num_lanes, max_num_seqs) prompts in the step
-    ends_s: np.ndarray  # (num_requests,) when the prompt leaves the last stage
-    free_s: np.ndarray  # (num_units, pp)
-    totals: np.ndarray  # busy s, steps
+    lanes: Array  # (num_units·ranks,) PREFILL_LANE
+    outstanding: Array  # (num_units·ranks,) requests routed to the lane that have not left it
+    batch: Array  # (num_lanes, scheduling batch)
+    prompts: Array  # (num_lanes, max_num_seqs) prompts in the step
+    ends_s: Array  # (num_requests,) when the prompt leaves the last stage
+    free_s: Array  # (num_units, pp)
+    totals: Array  # busy s, steps
     queues: int
     ends: int
     leaf: int
@@ -102,16 +102,16 @@ class PrefillPool(NamedTuple):
 
 
 @njit(cache=True, _nrt=False, forceinline=True)
-def next_prompt(pool, lists, after, jobs, lane):
+def next_prompt(pool, state, lane):
     """The prompt that the lane would start next, or EMPTY."""
     at = pool.lanes[lane]
     if at["batch_at"] == at["batch_size"]:
         size = 0
-        while size < pool.batch.shape[1] and lists[pool.queues + lane, 0] != EMPTY:
-            i = pop(lists, after, pool.queues + lane)
+        while size < pool.batch.shape[1] and state.lists[pool.queues + lane, 0] != EMPTY:
+            i = pop(state, pool.queues + lane)
             place = size
-            length = pool.order * jobs[i]["prompt"]
-            while place > 0 and pool.order * jobs[pool.batch[lane, place - 1]]["prompt"] > length:
+            length = pool.order * state.jobs[i]["prompt"]
+            while place > 0 and pool.order * state.jobs[pool.batch[lane, place - 1]]["prompt"] > length:
                 pool.batch[lane, place] = pool.batch[lane, place - 1]
                 place -= 1
             pool.batch[lane, place] = i
@@ -123,13 +123,13 @@ def next_prompt(pool, lists, after, jobs, lane):
 
 
 @njit(cache=True, _nrt=False, forceinline=True)
-def start_prompt(pool, lists, after, jobs, lane, t, room):
+def start_prompt(pool, state, lane, t, room):
     """Seats the lane's next prompt in the step at t; False if none may: `room` tokens are left of the budget."""
     at = pool.lanes[lane]
-    i = next_prompt(pool, lists, after, jobs, lane)
+    i = next_prompt(pool, state, lane)
     if i == EMPTY or at["num_prompts"] == pool.max_seqs:
         return False
-    job = jobs[i]
+    job = state.jobs[i]
     if not pool.is_chunked and room < pool.budget and job["todo"] > room:
         return False
     if at["num_held"] > 0 and at["used"] + job["todo"] + HALF_BLOCK * (at["num_held"] + 1) > pool.capacity:
@@ -146,14 +146,14 @@ def start_prompt(pool, lists, after, jobs, lane, t, room):
 
 
 @njit(cache=True, _nrt=False, forceinline=True)
-def fill_step(pool, lists, after, jobs, lane, t):
+def fill_step(pool, state, lane, t):
     """Puts prompts into the lane's step at t; returns its tokens and seconds."""
     at, cost = pool.lanes[lane], pool.cost
     room, slot, ending, pairs, window_pairs = pool.budget, 0, 0, 0.0, 0.0
     while room > 0:
-        if slot == at["num_prompts"] and not start_prompt(pool, lists, after, jobs, lane, t, room):
+        if slot == at["num_prompts"] and not start_prompt(pool, state, lane, t, room):
             break
-        job = jobs[pool.prompts[lane, slot]]
+        job = state.jobs[pool.prompts[lane, slot]]
         new = min(job["todo"], room)
         sees = job["seen"] + job["held"] + (new + 1) / 2
         pairs, window_pairs = pairs + new * sees, window_pairs + new * min(sees, cost.window)
@@ -169,13 +169,13 @@ def fill_step(pool, lists, after, jobs, lane, t):
 
 
 @njit(cache=True, _nrt=False, forceinline=True)
-def start_prefill(pool, lists, after, jobs, times, unit, t):
+def start_prefill(pool, state, unit, t):
     """Starts a step of the instance at t if its first stage is free and a prompt can run."""
     if pool.free_s[unit, 0] <= t + SAME_S:
         tokens, span_s = 0, 0.0
         lanes = range(unit * pool.ranks, (unit + 1) * pool.ranks)
         for lane in lanes:
-            lane_tokens, lane_s = fill_step(pool, lists, after, jobs, lane, t)
+            lane_tokens, lane_s = fill_step(pool, state, lane, t)
             tokens, span_s = tokens + lane_tokens, max(span_s, lane_s)
         if tokens > 0:
             end_s = t - pool.hop_s
@@ -185,26 +185,26 @@ def start_prefill(pool, lists, after, jobs, times, unit, t):
             pool.totals[0] += span_s
             pool.totals[1] += 1
             for lane in lanes:
-                end_prompts(pool, lists, after, jobs, lane, unit, end_s)
+                end_prompts(pool, state, lane, unit, end_s)
     next_s = pool.free_s[unit, 0] if pool.free_s[unit, 0] > t + SAME_S else NEVER
-    first = lists[pool.ends + unit, 0]
+    first = state.lists[pool.ends + unit, 0]
     if first != EMPTY:
         next_s = min(next_s, pool.ends_s[first])
-    set_time(times, pool.leaf + unit, next_s)
+    set_time(state.times, pool.leaf + unit, next_s)
 
 
 @njit(cache=True, _nrt=False, forceinline=True)
-def end_prompts(pool, lists, after, jobs, lane, unit, end_s):
+def end_prompts(pool, state, lane, unit, end_s):
     """Lets the prompts that the step has finished leave the lane's step; they end at end_s."""
     at, kept = pool.lanes[lane], 0
     for slot in range(at["num_prompts"]):
         i = pool.prompts[lane, slot]
-        if jobs[i]["todo"] > 0:
+        if state.jobs[i]["todo"] > 0:
             pool.prompts[lane, kept] = i
             kept += 1
         else:
             pool.ends_s[i] = end_s
-            push(lists, after, pool.ends + unit, i)
+            push(state, pool.ends + unit, i)
     at["num_prompts"] = kept
 
 
