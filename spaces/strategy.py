@@ -6,8 +6,8 @@
     option   := "tokens=" N | "seqs=" N | "policy=" NAME | "router=" NAME
 
 `2m-tp4@h100_sxm` is two collocated instances of TP4; `3p-tp2@h100_sxm+5d-tp4@h200_sxm` three prefill instances and five
-decode instances. Degrees of 1 are left out (tp is always printed); limits left out are the engine's own. Policy and router
-stand on the first pool, for the whole strategy, and are left out where they are the default.
+decode instances. Degrees of 1 are left out (tp is always printed); limits left out are the engine's own. Policy and
+router stand on the first pool, for the whole strategy, and are left out where they are the default.
 """
 
 from __future__ import annotations
