@@ -14,7 +14,7 @@ from estimator.catalogue.gpus import load_gpu
 from estimator.parallelism import Parallelism
 from search.export.checkpoint import Checkpoint
 from search.export.deployment import POOL_NAMES, Deployment, PoolPlan
-from spaces.strategy import COLLOCATED_POLICIES, DISAGGREGATED_POLICIES, Pool, Role, Strategy
+from spaces.strategy import COLLOCATED_POLICIES, DISAGGREGATED_POLICIES, ROUTERS, Pool, Role, Strategy
 
 GPUS = ("h100_sxm", "h200_sxm", "l40s", "b300_sxm", "gb200")
 
@@ -66,13 +66,15 @@ def pools(draw: st.DrawFn, role: Role, gpu: str) -> Pool:
 
 @st.composite
 def strategies(draw: st.DrawFn) -> Strategy:
-    """Collocated and disaggregated strategies of every policy, on one GPU type or two."""
-    gpu = draw(st.sampled_from(GPUS))
+    """Collocated and disaggregated strategies of every policy and router, on one GPU type or two."""
+    gpu, router = draw(st.sampled_from(GPUS)), draw(st.sampled_from((ROUTERS[0], *ROUTERS)))
     if draw(st.booleans()):
-        return Strategy(pools=(draw(pools("m", gpu)),), policy=draw(st.sampled_from(COLLOCATED_POLICIES)))
+        policy = draw(st.sampled_from(COLLOCATED_POLICIES))
+        return Strategy(pools=(draw(pools("m", gpu)),), policy=policy, router=router)
     other = draw(st.sampled_from((gpu, gpu, "h100_sxm", "b300_sxm")))
     both = (draw(pools("p", gpu)), draw(pools("d", other)))
-    return Strategy(pools=both, policy=draw(st.sampled_from((*DISAGGREGATED_POLICIES, "distserve", "distserve"))))
+    policy = draw(st.sampled_from((*DISAGGREGATED_POLICIES, "distserve", "distserve")))
+    return Strategy(pools=both, policy=policy, router=router)
 
 
 def load_yaml(text: str) -> Any:

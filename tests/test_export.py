@@ -24,7 +24,7 @@ from search.export.flags import sglang_flags, vllm_flags
 from search.export.kit import BLOCK_TOKENS, guidellm_scenario, inference_perf_config, trace, vllm_bench_flags
 from search.export.llm_d import BASES, llm_d_files
 from search.export.placement import place
-from search.export.ray_serve import ray_files, serve_config
+from search.export.ray_serve import llm_config, ray_files, serve_config
 from search.export.scripts import sglang_files, vllm_files
 from search.export.write import WRITERS, export
 from search.planner import plan
@@ -179,8 +179,10 @@ def test_every_flag_is_an_option_of_the_engine(strategy: Strategy) -> None:
             assert [name for name in used if not known(options, name)] == []
         if "router.sh" in files:
             routed = flags_of(exported_words(files["router.sh"]))
-            version = "0.1.17" if engine == "vllm" else "0.3.2"
-            assert set(routed) <= set(recorded(f"{engine}_router", version)["options"]["router"])
+            router = recorded(f"{engine}_router", "0.1.17" if engine == "vllm" else "0.3.2")
+            assert set(routed) <= set(router["options"]["router"])
+            assert routed["--policy"] == strategy.router
+            assert strategy.router in router["words"]["--policy"]
 
 
 def serve_scripts(files: dict[str, str]) -> list[str]:
@@ -202,6 +204,8 @@ def test_dynamo_workers_take_their_flags(engine: str, strategy: Strategy) -> Non
     loaded = load_yaml(dynamo_files(deployment)["graph.yaml"])
     assert loaded == graph(deployment)
     spec = loaded["spec"]
+    (mode,) = spec["components"][0]["podTemplate"]["spec"]["containers"][0]["env"]
+    assert mode["value"] in recorded("ai_dynamo", "1.6.1")["words"]["--router-mode"]
     assert set(spec) <= set(crd["spec"])
     assert spec["backendFramework"] in crd["backendFramework"]
     for component in spec["components"]:
@@ -239,6 +243,19 @@ def test_ray_reads_its_config(text: str) -> None:
             assert set(read.engine_kwargs) <= set(recorded("vllm", version)["classes"]["EngineArgs"])
     with pytest.raises(ValueError, match="Unsupported accelerator type"):
         LLMConfig.model_validate(configs[0] | {"accelerator_type": "h100_sxm"})
+
+
+def test_ray_routes_as_planned() -> None:
+    """Round robin names a class of Ray's own; power of two choices is Serve's default and names none."""
+    from ray.serve.config import RequestRouterConfig
+
+    (pool,) = deployment_for("2m-tp1@l40s").pools
+    config = llm_config(deployment_for("2m-tp1@l40s"), pool)["deployment_config"]["request_router_config"]
+    router = RequestRouterConfig.model_validate(config).get_request_router_class()
+    assert router.__name__ == "RoundRobinRouter"
+    default = llm_config(deployment_for("2m-tp1@l40s,router=power_of_two"), pool)["deployment_config"]
+    assert default == {"num_replicas": 2}
+    assert RequestRouterConfig().get_request_router_class().__name__ == "PowerOfTwoChoicesRequestRouter"
 
 
 def test_ray_builders_exist() -> None:
@@ -339,6 +356,8 @@ def test_bash_and_shellcheck_accept_every_script(tmp_path: Path) -> None:
             "vllm or ray",
         ),
         ("1p-tp8@h100_sxm+1d-tp4@h100_sxm", "vllm", "vllm", "cannot shrink tp = 8 with 4 KV heads", "no target can"),
+        ("2m-tp1@l40s,router=random", "vllm", "ray-serve-llm", "no router random", "vllm or dynamo or llm-d"),
+        ("2m-tp1@l40s,router=least_outstanding", "vllm", "vllm", "no policy of least outstanding", "dynamo or llm-d"),
         ("1p-tp8@h100_sxm+1d-tp3@h100_sxm", "sglang", "sglang", "only if one divides the other", "no target can"),
     ],
 )

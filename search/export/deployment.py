@@ -89,6 +89,11 @@ class Deployment:
         return len(self.pools) == 2
 
     @property
+    def needs_router(self) -> bool:
+        """Whether something must choose among instances."""
+        return sum(pool.count for pool in self.pools) > 1
+
+    @property
     def slug(self) -> str:
         """The run's name as a DNS label: small letters, digits and dashes, at most 40."""
         label = "".join(c if c.isalnum() and c.isascii() else "-" for c in self.run.lower())

@@ -17,6 +17,12 @@ RUNTIMES = {"vllm": "vllm-runtime", "sglang": "sglang-runtime", "trtllm": "tenso
 CARRIES = {"vllm": "vLLM 0.31.0", "sglang": "SGLang 0.5.21", "trtllm": "TensorRT-LLM 1.3.0rc29"}  # ai-dynamo's extras
 TYPES = {"serve": "worker", "prefill": "prefill", "decode": "decode"}
 FLAGS = {"vllm": vllm_flags, "sglang": sglang_flags, "trtllm": trtllm_flags}
+ROUTER_MODES = {
+    "round_robin": "round-robin",
+    "random": "random",
+    "least_outstanding": "least-loaded",
+    "power_of_two": "power-of-two",
+}  # dynamo/common/configuration/groups/router_args.py
 TOKEN_SECRET = "hf-token-secret"
 
 
@@ -28,11 +34,12 @@ def dynamo_files(deployment: Deployment) -> dict[str, str]:
 
 def graph(deployment: Deployment) -> dict[str, Any]:
     """A frontend that routes, and one component per pool."""
+    mode = {"name": "DYN_ROUTER_MODE", "value": ROUTER_MODES[deployment.strategy.router]}
     frontend = {
         "name": "Frontend",
         "type": "frontend",
         "replicas": 1,
-        "podTemplate": _pod({"image": _image(deployment)}),
+        "podTemplate": _pod({"image": _image(deployment), "env": [mode]}),
     }
     return {
         "apiVersion": "nvidia.com/v1beta1",

@@ -33,6 +33,9 @@ RAY_ACCELERATORS: Mapping[str, str] = MappingProxyType(
         "gb300": "GB300",
     }
 )  # ray.util.accelerators, ray 2.60
+RAY_ROUTERS: Mapping[str, str | None] = MappingProxyType(
+    {"round_robin": "ray.serve.experimental.round_robin_router.RoundRobinRouter", "power_of_two": None}
+)  # ray 2.60; None: Serve's own choice
 GPU_PRODUCTS: Mapping[str, str] = MappingProxyType(
     {
         "a100_sxm": "NVIDIA-A100-SXM4-80GB",
@@ -134,6 +137,12 @@ def _replicated_heads(deployment: Deployment) -> str | None:
 
 
 def _scripts(deployment: Deployment) -> str | None:
+    if deployment.strategy.router == "least_outstanding" and deployment.needs_router:
+        return "vllm-router and sglang-router have no policy of least outstanding requests"
+    return _nodes(deployment)
+
+
+def _nodes(deployment: Deployment) -> str | None:
     for pool in deployment.pools:
         reason = _node_split(pool)
         if reason is not None:
@@ -161,11 +170,14 @@ def _node_split(pool: PoolPlan) -> str | None:
 
 
 def _ray(deployment: Deployment) -> str | None:
-    return _labelled(deployment, RAY_ACCELERATORS, "Ray's accelerator types") or _scripts(deployment)
+    router = deployment.strategy.router
+    if router not in RAY_ROUTERS and any(pool.count > 1 for pool in deployment.pools):
+        return f"Ray Serve has no router {router}"
+    return _labelled(deployment, RAY_ACCELERATORS, "Ray's accelerator types") or _nodes(deployment)
 
 
 def _dynamo(deployment: Deployment) -> str | None:
-    return _labelled(deployment, GPU_PRODUCTS, "the known node labels") or _scripts(deployment)
+    return _labelled(deployment, GPU_PRODUCTS, "the known node labels") or _nodes(deployment)
 
 
 def _llm_d(deployment: Deployment) -> str | None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from search.export.deployment import Deployment, PoolPlan
-from search.export.expressible import RAY_ACCELERATORS
+from search.export.expressible import RAY_ACCELERATORS, RAY_ROUTERS
 from search.export.files import yaml_text
 from search.export.flags import Flags, vllm_flags
 
@@ -41,6 +41,9 @@ def llm_config(deployment: Deployment, pool: PoolPlan) -> dict[str, Any]:
     if pool.gpu.name in RAY_ACCELERATORS:
         config["accelerator_type"] = RAY_ACCELERATORS[pool.gpu.name]
     config["deployment_config"] = {"num_replicas": pool.count}
+    router = RAY_ROUTERS.get(deployment.strategy.router)
+    if router is not None and pool.count > 1:
+        config["deployment_config"]["request_router_config"] = {"request_router_class": router}
     config["engine_kwargs"] = engine_kwargs(vllm_flags(deployment, pool))
     return config
 

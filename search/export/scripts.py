@@ -9,7 +9,7 @@ from io import StringIO
 from search.export.deployment import Deployment
 from search.export.files import render
 from search.export.flags import Flags, sglang_flags, vllm_flags, words
-from search.export.placement import LEADER_PORT, ROUTER_PORT, RPC_PORT, Shard, place
+from search.export.placement import HTTP_PORT, LEADER_PORT, ROUTER_PORT, RPC_PORT, Shard, place
 
 Groups = list[list[str]]
 
@@ -40,7 +40,7 @@ def _files(deployment: Deployment, target: str) -> dict[str, str]:
             environment=_environment(deployment, shard, target),
             groups=groups,
         )
-    if len(leaders) > 1:
+    if deployment.needs_router:
         router = _vllm_router if target == "vllm" else _sglang_router
         notes = [f"Requests go to port {ROUTER_PORT} of the host that runs this; pip install {target}-router"]
         files["router.sh"] = render(
@@ -49,7 +49,7 @@ def _files(deployment: Deployment, target: str) -> dict[str, str]:
             notes=notes,
             hosts="./hosts.env",
             environment={},
-            groups=router(list(leaders.values())),
+            groups=router(deployment.strategy.router, list(leaders.values())),
         )
     files["placement.csv"] = _placement(shards)
     return files
@@ -57,8 +57,7 @@ def _files(deployment: Deployment, target: str) -> dict[str, str]:
 
 def entry_url(deployment: Deployment) -> str:
     """Where the benchmark sends its requests: the router, or the only instance."""
-    alone = sum(pool.count for pool in deployment.pools) == 1
-    return f"http://127.0.0.1:{8000 if alone else ROUTER_PORT}"
+    return f"http://127.0.0.1:{ROUTER_PORT if deployment.needs_router else HTTP_PORT}"
 
 
 def grouped(flags: Flags) -> Groups:
@@ -103,8 +102,8 @@ def _environment(deployment: Deployment, shard: Shard, target: str) -> dict[str,
     return environment
 
 
-def _vllm_router(leaders: Sequence[Shard]) -> Groups:
-    flags: Groups = [["vllm-router"], ["--host", "0.0.0.0", "--port", str(ROUTER_PORT)], ["--policy", "round_robin"]]
+def _vllm_router(policy: str, leaders: Sequence[Shard]) -> Groups:
+    flags: Groups = [["vllm-router"], ["--host", "0.0.0.0", "--port", str(ROUTER_PORT)], ["--policy", policy]]
     pooled = _by_pool(leaders)
     if "serve" in pooled:
         return [*flags, ["--worker-urls", *(shard.url for shard in pooled["serve"])]]
@@ -113,9 +112,9 @@ def _vllm_router(leaders: Sequence[Shard]) -> Groups:
     return flags + [["--decode", shard.url] for shard in pooled["decode"]]
 
 
-def _sglang_router(leaders: Sequence[Shard]) -> Groups:
+def _sglang_router(policy: str, leaders: Sequence[Shard]) -> Groups:
     launch = ["python3", "-m", "sglang_router.launch_router"]
-    flags: Groups = [launch, ["--host", "0.0.0.0", "--port", str(ROUTER_PORT)], ["--policy", "round_robin"]]
+    flags: Groups = [launch, ["--host", "0.0.0.0", "--port", str(ROUTER_PORT)], ["--policy", policy]]
     pooled = _by_pool(leaders)
     if "serve" in pooled:
         return [*flags, ["--worker-urls", *(shard.url for shard in pooled["serve"])]]

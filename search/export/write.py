@@ -137,9 +137,8 @@ def _notes(deployment: Deployment, target: str) -> list[str]:
             if gpu not in RAY_ACCELERATORS:
                 notes.append(f"Ray has no accelerator type for {gpu}: the cluster must hold no other GPUs.")
     if target == "llm-d":
-        notes.append("llm-d's router weighs load and cached prefixes; the plan was made with round robin.")
-    if target == "dynamo":
-        notes.append("Requests are sent round robin unless the frontend is told otherwise, as planned.")
+        router = deployment.strategy.router.replace("_", " ")
+        notes.append(f"llm-d's router weighs load and cached prefixes; the plan was made with {router}.")
     if deployment.checkpoint.online_fp8:
         notes.append(
             f"{deployment.checkpoint.path} is published in bf16 and quantised to fp8 while loading; the plan's times "

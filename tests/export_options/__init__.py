@@ -59,7 +59,7 @@ WORDS: tuple[str, ...] = (
     "--policy",
     "--disaggregation-mode",
 )
-WORDS += ("QUANTIZATION_CHOICES", "DISAGG_TRANSFER_BACKEND_CHOICES")
+WORDS += ("QUANTIZATION_CHOICES", "DISAGG_TRANSFER_BACKEND_CHOICES", "--router-mode")
 ADDERS = ("add_argument", "add_negatable_bool_argument")
 
 
@@ -122,9 +122,10 @@ def literal_words(tree: ast.AST) -> dict[str, list[str]]:
         elif isinstance(node, ast.Assign) and isinstance(node.value, ast.List) and _text(node.targets[0]).isupper():
             found[_text(node.targets[0])] = _strings(node.value)
         elif isinstance(node, ast.Call) and _called(node) in ADDERS:
-            for key in node.keywords:
-                if key.arg == "choices" and isinstance(key.value, ast.List) and node.args:
-                    found[_text(node.args[0])] = _strings(key.value)
+            given = {key.arg: key.value for key in node.keywords}
+            option = given.get("flag_name") or (node.args[0] if node.args else None)
+            if option is not None and isinstance(given.get("choices"), ast.List):
+                found[_text(option)] = _strings(given["choices"])
     return {name: values for name, values in found.items() if name and values}
 
 
