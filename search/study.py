@@ -1,54 +1,56 @@
 """The study: which strategies are evaluated, in what order, and what is remembered.
 
-Four proposers fill synchronous generations: an *opening* (every shape once), the Optuna *sampler* (ask/tell), *scaling*
-(counts that per-instance rates predict to be on the front or to carry the demand) and the *neighbours* of the front.
-Small spaces are evaluated whole instead. A generation depends on the seed and on earlier results alone, so a study
-repeats exactly whatever the number of workers, and a resumed one goes the same way: finished evaluations come from the
-journal instead of a worker.
-
-Sampling runs on a study in memory, because asking through a file costs five times as much; the journal on disk
-(`search.journal`) is written as evaluations arrive.
+Proposers fill synchronous generations: an *opening* (the front of the closed form, and what a previous run found), the
+Optuna *sampler*, the *forecast* (what should add most area to the front, or carry the demand for less) and the
+*neighbours* of the front. Small spaces are gone through whole instead. A generation depends on the seed and on earlier
+results alone, so a study repeats exactly whatever the number of workers, and a resumed one goes the same way: finished
+evaluations come from the journal instead of a worker.
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import islice
-from typing import Literal
 
 import numpy as np
-import optuna
 from numpy.typing import NDArray
+from scipy.special import ndtr
 
 from estimator.errors import BestServeError
 from search.evaluate import Evaluation
 from search.executor import Executor
-from search.journal import DIRECTIONS, Journal, finished_trial, quietly
+from search.forecast import Features, Forecast, Staircase, most_gain, shortfall
+from search.journal import Journal
 from search.pareto import hypervolume, non_dominated
-from search.scaling import per_instance_rates, predictions, promising
+from search.sampling import SAMPLER_FRAC, Hopeless, Proposer, SamplerName, choose_sampler
+from search.screen import MARGIN, Rows, Screen
 from spaces.space import Space
-from spaces.strategy import Pool, Strategy
+from spaces.strategy import Strategy
 
-SamplerName = Literal["auto", "exhaustive", "random", "tpe", "nsga2", "nsga3"]
-GENERATION = 32  # strategies per synchronous generation: fills two workers for about a second, adapts 10 times in 300
-OPENING_FRAC = 0.35  # of the budget at most
-SAMPLER_FRAC = 0.25  # of the budget, before scaling and neighbours take over
-SLACKS = (0.02, 0.05, 0.12)  # how much better than predicted a strategy may prove, tried in turn
+GENERATION = (32, 256)  # strategies per synchronous generation, at least and at most: a sixteenth of the budget
+NUM_OPENING = 2  # generations that the closed form alone chooses
+HOPES = (1.0, 2.0, 3.0)  # standard deviations above the forecast that a strategy may prove to be, tried in turn
+LEAST_GAIN_FRAC = 1e-6  # of the area: less is not worth an evaluation
+DEMAND_FRAC = 0.25  # of a forecast generation looks for less cost at the demand
+LEAST_CHANCE = 0.02  # that it carries the demand, for a cheaper strategy to be tried
 MAX_FAILED = 10  # evaluations that break before the study stops
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """How a study runs. `trials`: strategies evaluated at most."""
+    """How a study runs. `trials`: strategies evaluated at most; `screen`: leave out what the closed form rules out;
+    `warm`: strategies tried first, those of them that the space holds.
+    """
 
     trials: int = 256
     sampler: SamplerName = "auto"
     seed: int = 0
     demand_req_s: float | None = None
+    screen: bool = True
+    warm: tuple[Strategy, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,26 +67,15 @@ class Progress:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StudyResult:
-    """Every evaluation in the order of the study, and how it went. `sampler_reason`: why `auto` chose the sampler."""
+    """Every evaluation in the order of the study, and how it went. `sampler_reason`: why `auto` chose the sampler;
+    `num_ruled_out`: strategies of a space gone through whole that the closed form put behind simulated ones.
+    """
 
     evaluations: tuple[Evaluation, ...]
     sampler: str
     sampler_reason: str
     history: tuple[Progress, ...]
-
-
-def choose_sampler(settings: Settings, size: int) -> tuple[str, str]:
-    """The sampler and, in a sentence, why."""
-    if settings.sampler != "auto":
-        return settings.sampler, f"{settings.sampler} was asked for"
-    if size <= settings.trials:
-        return "exhaustive", f"the space of {size} strategies fits the budget of {settings.trials}: all are evaluated"
-    if settings.trials <= 1000:
-        return "tpe", f"{settings.trials} of {size} strategies: TPE learns most per evaluation and is quick below 1,000"
-    return (
-        "nsga2",
-        f"{settings.trials} of {size} strategies: over 1,000 trials TPE would cost more than the evaluations",
-    )
+    num_ruled_out: int = 0
 
 
 @dataclass(slots=True)
@@ -97,15 +88,20 @@ class Study:
     settings: Settings
     journal: Journal | None = None
     on_progress: Callable[[Progress], None] | None = None
+    screen: Screen | None = None
     _known: dict[Strategy, Evaluation] = field(default_factory=dict)
     _memo: dict[str, Evaluation] = field(default_factory=dict)
     _history: list[Progress] = field(default_factory=list)
     _costs: dict[tuple[tuple[str, int], ...], float] = field(default_factory=dict)
     _started_s: float = 0.0
     _planned: int = 0
-    _sampled: optuna.Study | None = None
-    _asked: dict[Strategy, list[optuna.Trial]] = field(default_factory=dict)
-    _generation: int = 0
+    _generation: int = GENERATION[0]
+    _open: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, dtype=bool))  # rows neither known nor refused
+    _row_of: dict[int, int] = field(default_factory=dict)
+    _features: Features | None = None
+    _table_features: NDArray[np.int64] | None = None
+    _seen: list[NDArray[np.int64]] = field(default_factory=list)
+    _shortfalls: list[NDArray[np.float64]] = field(default_factory=list)
 
     def run(self) -> StudyResult:
         """Evaluate until the budget is spent or nothing promising is left."""
@@ -114,11 +110,14 @@ class Study:
         size = self.space.size
         if size == 0:
             raise _nothing_fits(self.space)
-        sampler, reason = choose_sampler(self.settings, size)
+        sampler, reason = choose_sampler(self.settings.sampler, self.settings.trials, size)
         budget = size if sampler == "exhaustive" else min(self.settings.trials, size)
         self._planned = budget
+        self._generation = int(np.clip(budget // 16, *GENERATION))
+        if sampler != "exhaustive" or self.settings.screen:
+            self._prepare()
         if sampler == "exhaustive":
-            self._exhaust()
+            self._exhaust(budget)
         else:
             self._search(sampler, budget)
         return StudyResult(
@@ -126,90 +125,120 @@ class Study:
             sampler=sampler,
             sampler_reason=reason,
             history=tuple(self._history),
+            num_ruled_out=size - len(self._known) if sampler == "exhaustive" else 0,
         )
+
+    def _prepare(self) -> None:
+        if self.screen is None:
+            self.screen = Screen(
+                self.space, self.cost_of, seed=self.settings.seed, demand_req_s=self.settings.demand_req_s
+            )
+        self._open = np.ones(len(self.screen.table), dtype=bool)
+        self._row_of = {key: row for row, key in enumerate(self.screen.keys(self.screen.table).tolist())}
+        self._features = Features(self.screen)
+        self._table_features = self._features.of(self.screen.table)
 
     # ---- phases
 
-    def _exhaust(self) -> None:
-        strategies = iter(self.space)
-        while chunk := list(islice(strategies, 16 * GENERATION)):
-            self._evaluate(chunk, "exhaustive")
-
     def _search(self, sampler: str, budget: int) -> None:
-        self._sampled = quietly(lambda: optuna.create_study(directions=list(DIRECTIONS)))
-        opening = _opening(self.space, max(1, int(OPENING_FRAC * budget)))
-        for first in range(0, len(opening), GENERATION):
-            self._evaluate(opening[first : first + GENERATION], "opening")
+        proposer = Proposer(self.space, sampler, seed=self.settings.seed, cost_of=self._cost)
+        for first in range(0, len(self.settings.warm), self._generation):
+            warm = [s for s in self.settings.warm[first : first + self._generation] if s in self.space]
+            self._evaluate(warm[: budget - len(self._known)], "warm start")
+        for _ in range(NUM_OPENING):
+            self._evaluate(self._forecast(self._room(budget // 3), HOPES[0]), "opening")
         until = min(budget, len(self._known) + int(SAMPLER_FRAC * budget))
         while len(self._known) < until:
-            if not self._evaluate(self._ask(sampler, min(GENERATION, until - len(self._known))), sampler):
-                break
+            room = self._room(until)
+            asked = proposer.ask(room, self._known, self._hopeless, self._reference_usd_per_h)
+            if 2 * self._evaluate(asked, sampler) < room:
+                break  # most of what the sampler proposes is known or ruled out
         while len(self._known) < budget:
-            room = min(GENERATION, budget - len(self._known))
+            room = self._room(budget)
             if not any(self._evaluate(propose(room), phase) for phase, propose in self._refiners()):
                 break
 
+    def _room(self, until: int) -> int:
+        return max(0, min(self._generation, until - len(self._known)))
+
     def _refiners(self) -> Iterator[tuple[str, Callable[[int], list[Strategy]]]]:
-        yield "scaling", lambda room: self._scaled(room, SLACKS[0])
+        yield "forecast", lambda room: self._forecast(room, HOPES[0])
         yield "neighbours", self._neighbours
-        yield "scaling", lambda room: self._scaled(room, SLACKS[1])
-        yield "scaling", lambda room: self._scaled(room, SLACKS[2])
+        yield "forecast", lambda room: self._forecast(room, HOPES[1])
+        yield "forecast", lambda room: self._forecast(room, HOPES[2])
 
-    def _ask(self, sampler: str, room: int) -> list[Strategy]:
-        """New strategies from the sampler; repeats are told what is known of them and asked again, a few times."""
-        study = self._sampled
-        assert study is not None
-        self._generation += 1
-        study.sampler = _sampler(sampler, _generation_seed(self.settings.seed, self._generation))
-        self._asked = {}
-        for _ in range(4 * room):
-            if len(self._asked) == room:
-                break
-            trial = study.ask()
-            strategy = self.space.decode(trial)
-            if strategy is None or strategy not in self.space:
-                trial.set_constraint("feasible", 1.0)
-                study.tell(trial, (0.0, self._reference_usd_per_h))
-            elif strategy in self._known:
-                self._tell(trial, strategy)
-            else:
-                self._asked.setdefault(strategy, []).append(trial)
-        return list(self._asked)
-
-    def _tell(self, trial: optuna.Trial, strategy: Strategy) -> None:
-        evaluation = self._known[strategy]
-        assert self._sampled is not None
-        if evaluation.status == "failed":
-            self._sampled.tell(trial, state=optuna.trial.TrialState.FAIL)
+    def _exhaust(self, size: int) -> None:
+        """Every strategy, best hopes first, but for those that their bound puts behind a simulated one."""
+        if not self.settings.screen:
+            strategies = iter(self.space)
+            while chunk := list(islice(strategies, 2 * GENERATION[1])):
+                self._evaluate(chunk, "exhaustive")
             return
-        trial.set_constraint("feasible", evaluation.violation)
-        self._sampled.tell(trial, (evaluation.goodput_req_s, self._cost(strategy)))
+        assert self.screen is not None
+        while len(self._known) < size // 4 and self._evaluate(self._forecast(self._generation, HOPES[0]), "forecast"):
+            pass
+        if self.screen.is_complete:
+            while chunk := self._unruled(GENERATION[1]):
+                self._evaluate(chunk, "exhaustive")
+            return
+        strategies = iter(self.space)
+        while chunk := list(islice(strategies, 16 * GENERATION[1])):
+            rows = self.screen.rows(chunk)
+            hopeful = rows.bound_req_s * MARGIN > self._staircase().at(rows.usd_per_h)
+            self._evaluate([strategy for strategy, hope in zip(chunk, hopeful, strict=True) if hope], "exhaustive")
 
-    def _scaled(self, room: int, slack_frac: float) -> list[Strategy]:
-        """Unevaluated counts that the rates per instance put on the front, or that should carry the demand for less."""
-        rates = per_instance_rates(self._known.items())
-        candidates = [
-            prediction
-            for prediction in predictions(self.space, rates, self.settings.demand_req_s)
-            if prediction.strategy in self.space
-        ]
-        new = [candidate for candidate in candidates if candidate.strategy not in self._known]
-        chosen: dict[Strategy, None] = {}
+    # ---- proposing
+
+    def _unruled(self, room: int) -> list[Strategy]:
+        """Strategies of the table that the bound cannot rule out, those with the best bound for their cost first."""
+        rows = self._hopeful_rows()
+        table = self._table
+        lead = table.bound_req_s[rows] / np.maximum(self._staircase().at(table.usd_per_h[rows]), 1e-12)
+        return self._take(rows[np.argsort(-lead, kind="stable")], room)
+
+    def _forecast(self, room: int, hope: float) -> list[Strategy]:
+        """What should add most area, and what should carry the demand for less, if `hope` deviations better."""
+        rows = self._hopeful_rows()
+        if room < 1 or len(rows) == 0:
+            return []
+        assert self._features is not None
+        assert self._table_features is not None
+        seen = np.concatenate(self._seen) if self._seen else np.zeros((0, self._table_features.shape[1]), dtype=int)
+        shortfalls = np.concatenate(self._shortfalls) if self._shortfalls else np.zeros(0)
+        forecast = Forecast.fitted(self._features.sd, seen, shortfalls)
+        mean, sd = forecast.of(self._table_features[rows])
+        bound, cost = self._table.bound_req_s[rows], self._table.usd_per_h[rows]
+        chosen = self._cheaper(bound, cost, mean, sd, int(DEMAND_FRAC * room)) if self._wants_less else []
+        hoped = bound * np.minimum(np.exp(mean + hope * sd), MARGIN)
+        staircase = self._staircase()
+        least = LEAST_GAIN_FRAC * max(self._area(), 1e-12)
+        chosen += most_gain(hoped, cost, staircase, room=room, least_gain=least)
+        return self._take(rows[list(dict.fromkeys(chosen))], room)
+
+    @property
+    def _wants_less(self) -> bool:
+        return self.settings.demand_req_s is not None
+
+    def _cheaper(
+        self,
+        bound: NDArray[np.float64],
+        cost: NDArray[np.float64],
+        mean: NDArray[np.float64],
+        sd: NDArray[np.float64],
+        room: int,
+    ) -> list[int]:
+        """Up to `room` rows of most expected saving: cheaper than the best, and likely to carry the demand."""
         demand, best = self.settings.demand_req_s, self._best_usd_per_h()
-        if demand is not None:
-            limit = math.inf if best is None else best
-            carrying = [
-                (self._cost(candidate.strategy), -candidate.goodput_req_s, str(candidate.strategy), candidate.strategy)
-                for candidate in new
-                if candidate.goodput_req_s * (1 + slack_frac) >= demand and self._cost(candidate.strategy) < limit
-            ]
-            chosen.update((strategy, None) for *_, strategy in sorted(carrying)[: room // 2])
-        hopeful = promising(new, self._cost, self._front(), slack_frac)
-        chosen.update((candidate.strategy, None) for candidate in hopeful)
-        return list(chosen)[:room]
+        assert demand is not None
+        best = self._reference_usd_per_h if best is None else best
+        with np.errstate(divide="ignore"):
+            chance = ndtr((np.log(bound) + mean - math.log(demand)) / np.maximum(sd, 1e-9))
+        saving = np.where((bound * MARGIN >= demand) & (chance >= LEAST_CHANCE), (best - cost) * chance, 0.0)
+        order = np.argsort(-saving, kind="stable")[: 4 * room]
+        return [int(row) for row in order[saving[order] > 1e-9 * best][:room]]
 
     def _neighbours(self, room: int) -> list[Strategy]:
-        """Unevaluated neighbours of the front's strategies, taken in turn."""
+        """Unevaluated neighbours of the front's strategies that may be better than it, taken in turn."""
         known = list(self._known)
         goodput = [self._known[strategy].goodput_req_s for strategy in known]
         front = [known[i] for i in non_dominated(goodput, [self._cost(s) for s in known]) if goodput[i] > 0]
@@ -220,7 +249,43 @@ class Study:
             for other in self.space.neighbours(strategy)
             if other not in self._known
         )
-        return list(dict.fromkeys(islice(new, 4 * room)))[:room]
+        beside = list(dict.fromkeys(islice(new, 8 * room)))
+        if not beside or self.screen is None:
+            return beside[:room]
+        rows = self.screen.rows(beside)
+        hopeful = rows.bound_req_s * MARGIN > self._staircase().at(rows.usd_per_h)
+        return [strategy for strategy, hope in zip(beside, hopeful, strict=True) if hope][:room]
+
+    def _hopeless(self, strategy: Strategy) -> Hopeless | None:
+        if self.screen is None or not self.settings.screen:
+            return None
+        row = self.screen.rows([strategy])
+        bound = float(row.bound_req_s[0])
+        behind = bound * MARGIN <= float(self._staircase().at(row.usd_per_h)[0])
+        return Hopeless(bound_req_s=bound) if behind else None
+
+    @property
+    def _table(self) -> Rows:
+        assert self.screen is not None
+        return self.screen.table
+
+    def _hopeful_rows(self) -> NDArray[np.int64]:
+        """Rows still open whose bound is not behind the front."""
+        reached = self._staircase().at(self._table.usd_per_h)
+        return np.flatnonzero(self._open & (self._table.bound_req_s * MARGIN > reached))
+
+    def _take(self, rows: NDArray[np.int64], room: int) -> list[Strategy]:
+        """The first `room` rows that are in the space, patterns included; others are closed."""
+        assert self.screen is not None
+        taken: list[Strategy] = []
+        for row in rows.tolist():
+            if len(taken) == room:
+                break
+            strategy = self.screen.strategy(self._table, row)
+            self._open[row] = False
+            if strategy in self.space and strategy not in self._known:
+                taken.append(strategy)
+        return taken
 
     # ---- evaluating
 
@@ -236,23 +301,24 @@ class Study:
                 self.journal.append(self.space, strategy, evaluation, self._cost(strategy))
         for text, strategy in by_text.items():
             self._known[strategy] = self._memo[text]
-            self._teach(strategy)
         self._stop_if_broken()
         if new:
+            self._learn(new)
             self._report(phase)
         return len(new)
 
-    def _teach(self, strategy: Strategy) -> None:
-        """Show the sampler a finished evaluation: its own trials are told, others added."""
-        if self._sampled is None:
+    def _learn(self, new: Sequence[Strategy]) -> None:
+        """Close the rows of what is known, and keep what it says about the rest."""
+        if self.screen is None or self._features is None:
             return
-        trials = self._asked.pop(strategy, [])
-        for trial in trials:
-            self._tell(trial, strategy)
-        if not trials:
-            self._sampled.add_trial(
-                finished_trial(self.space, strategy, self._known[strategy], self._cost(strategy), {})
-            )
+        rows = self.screen.rows(new)
+        for key in self.screen.keys(rows).tolist():
+            if key in self._row_of:
+                self._open[self._row_of[key]] = False
+        sound = np.array([self._known[strategy].status != "failed" for strategy in new])
+        goodput = np.array([self._known[strategy].goodput_req_s for strategy in new])
+        self._seen.append(self._features.of(rows)[sound])
+        self._shortfalls.append(shortfall(goodput, rows.bound_req_s)[sound])
 
     def _stop_if_broken(self) -> None:
         broken = [evaluation for evaluation in self._known.values() if evaluation.status == "failed"]
@@ -262,13 +328,12 @@ class Study:
             )
 
     def _report(self, phase: str) -> None:
-        goodput, cost = self._front()
         progress = Progress(
             phase=phase,
             num_evaluated=len(self._known),
             num_planned=self._planned,
             elapsed_s=time.monotonic() - self._started_s,
-            hypervolume=hypervolume(goodput, cost, ref_usd_per_h=self._reference_usd_per_h),
+            hypervolume=self._area(),
             best_usd_per_h=self._best_usd_per_h(),
         )
         self._history.append(progress)
@@ -298,6 +363,13 @@ class Study:
         front = non_dominated(goodput, cost)
         return goodput[front], cost[front]
 
+    def _staircase(self) -> Staircase:
+        return Staircase(*self._front(), self._reference_usd_per_h)
+
+    def _area(self) -> float:
+        goodput, cost = self._front()
+        return hypervolume(goodput, cost, ref_usd_per_h=self._reference_usd_per_h)
+
     def _carries(self, strategy: Strategy) -> bool:
         demand = self.settings.demand_req_s
         return demand is not None and self._known[strategy].goodput_req_s >= demand
@@ -305,61 +377,6 @@ class Study:
     def _best_usd_per_h(self) -> float | None:
         """Least cost that carries the demand so far."""
         return min((self._cost(strategy) for strategy in self._known if self._carries(strategy)), default=None)
-
-
-def _opening(space: Space, budget: int) -> list[Strategy]:
-    """Every layout once with middle limits, at about half the GPU budget; pairs take the most alike partner.
-
-    More layouts than `budget` are thinned evenly.
-    """
-    found: dict[Strategy, None] = {}
-    for policy in space.allowed.collocated_policies:
-        for shape in space.central("m"):
-            count = max(1, space.max_count(shape) // 2)
-            found[Strategy(pools=(replace(shape, count=count),), policy=policy)] = None
-    for policy in space.allowed.disaggregated_policies:
-        for p, d in _partners(space):
-            most = space.max_count(p, {d.gpu: d.num_gpus})
-            if most >= 1 and space.max_count(d, {p.gpu: p.num_gpus}) >= 1:
-                x = max(1, most // 3)
-                y = max(1, space.max_count(d, {p.gpu: x * p.num_gpus}) // 2)
-                found[Strategy(pools=(replace(p, count=x), replace(d, count=y)), policy=policy)] = None
-    allowed = [strategy for strategy in found if strategy in space]
-    step = max(1.0, len(allowed) / budget)
-    return [allowed[int(index * step)] for index in range(min(budget, len(allowed)))]
-
-
-def _partners(space: Space) -> Iterator[tuple[Pool, Pool]]:
-    """Each prefill and each decode layout at least once, beside the most alike of the other role."""
-    prefill, decode = space.central("p"), space.central("d")
-    if not prefill or not decode:
-        return
-    for p in prefill:
-        yield p, max(decode, key=lambda d: _alike(p, d))
-    for d in decode:
-        yield max(prefill, key=lambda p: _alike(p, d)), d
-
-
-def _alike(a: Pool, b: Pool) -> tuple[bool, bool, float]:
-    return a.gpu == b.gpu, a.parallelism == b.parallelism, -abs(math.log(a.num_gpus / b.num_gpus))
-
-
-def _sampler(name: str, seed: int) -> optuna.samplers.BaseSampler:
-    match name:
-        case "random":
-            return optuna.samplers.RandomSampler(seed=seed)
-        case "tpe":
-            return optuna.samplers.TPESampler(seed=seed)
-        case "nsga2":
-            return optuna.samplers.NSGAIISampler(seed=seed, population_size=GENERATION)
-        case "nsga3":
-            return optuna.samplers.NSGAIIISampler(seed=seed, population_size=GENERATION)
-    raise BestServeError("sampler", name, "is unknown", "auto, exhaustive, random, tpe, nsga2, nsga3")
-
-
-def _generation_seed(seed: int, generation: int) -> int:
-    """A seed per generation: one sampler object could not be resumed."""
-    return int.from_bytes(hashlib.sha256(f"{seed}/{generation}".encode()).digest()[:4], "little")
 
 
 def _nothing_fits(space: Space) -> BestServeError:

@@ -167,19 +167,25 @@ def link_of(problem: Problem, strategy: Strategy) -> KvLink:
     network otherwise.
     """
     prefill, decode = strategy.pools
+    one_type, num_gpus = prefill.gpu == decode.gpu, strategy.num_gpus
+
+    def ports_bytes_per_s(pool: Pool) -> float:
+        port = port_bytes_per_s(problem, pool.gpu, one_type=one_type, num_gpus=num_gpus)
+        return pool.parallelism.num_gpus * port
+
     return KvLink(
-        egress_bytes_per_s=prefill.parallelism.num_gpus * _port_bytes_per_s(problem, prefill, strategy),
-        ingress_bytes_per_s=decode.parallelism.num_gpus * _port_bytes_per_s(problem, decode, strategy),
+        egress_bytes_per_s=ports_bytes_per_s(prefill),
+        ingress_bytes_per_s=ports_bytes_per_s(decode),
         latency_s=problem.link_latency_s,
     )
 
 
-def _port_bytes_per_s(problem: Problem, pool: Pool, strategy: Strategy) -> float:
-    gpu = problem.gpu(pool.gpu)
-    one_type = len(strategy.gpu_counts) == 1
-    if one_type and gpu.nvlink_bytes_per_s > 0 and strategy.num_gpus <= gpu.nvlink_domain_gpus:
+def port_bytes_per_s(problem: Problem, name: str, *, one_type: bool, num_gpus: int) -> float:
+    """One GPU's hand-over rate in a strategy of `num_gpus`, all of one type or not; the cases are `link_of`'s."""
+    gpu = problem.gpu(name)
+    if one_type and gpu.nvlink_bytes_per_s > 0 and num_gpus <= gpu.nvlink_domain_gpus:
         return gpu.nvlink_bytes_per_s
-    if one_type and strategy.num_gpus <= gpu.gpus_per_node:
+    if one_type and num_gpus <= gpu.gpus_per_node:
         return gpu.pcie_bytes_per_s
     if problem.network_bytes_per_s is not None:
         return problem.network_bytes_per_s

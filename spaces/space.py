@@ -160,6 +160,11 @@ class Space:
         """Number of strategies. Patterns and whole nodes can only be counted by listing; else nothing is."""
         if self.allowed.only or self.allowed.forbid or self.allowed.whole_nodes:
             return sum(1 for _ in self)
+        return self.num_counted
+
+    @cached_property
+    def num_counted(self) -> int:
+        """Number of strategies before patterns and whole nodes take theirs."""
         policies, pair_policies = len(self.allowed.collocated_policies), len(self.allowed.disaggregated_policies)
         collocated = sum(self.max_count(shape) for shape in self.shapes.get("m", ()))
         prefill, decode = self._groups("p"), self._groups("d")

@@ -11,8 +11,10 @@ from estimator.catalogue.models import load_model
 from estimator.slo import Slo, SloTarget
 from estimator.workload import FixedLengths, PoissonArrivals, Workload
 from search.evaluate import Evaluation
+from search.screen import Screen
 from spaces.problem import Problem, SearchSpace
 from spaces.rules import broken_strategy
+from spaces.space import Space
 from spaces.strategy import Pool, Strategy
 
 USD_PER_H = {"h100_sxm": 3.0, "l40s": 1.0, "h200_sxm": 4.0}
@@ -66,6 +68,15 @@ def made_up(problem: Problem, strategy: Strategy, seed: int) -> Evaluation:
         prefill_utilisation_frac=0.9 * goodput / rates[0],
         decode_utilisation_frac=0.9 * goodput / rates[-1],
     )
+
+
+def made_up_screen(space: Space, demand_req_s: float | None = None) -> Screen:
+    """The bound of made-up goodput: instances at their best, in ever larger pools."""
+
+    def rate(shape: Pool) -> float:
+        return 1.1 * {"m": 1.0, "p": 2.6, "d": 1.7}[shape.role] * _pool_rate(shape)
+
+    return Screen(space, usd_per_h, demand_req_s=demand_req_s, rate_of=rate)
 
 
 def _pool_rate(pool: Pool) -> float:

@@ -9,7 +9,8 @@ import time
 
 from search.executor import LocalExecutor
 from search.pareto import hypervolume
-from search.study import SamplerName, Settings, Study
+from search.sampling import SamplerName
+from search.study import Settings, Study
 from spaces.space import Space
 from spaces.strategy import Strategy
 from tests.small_problem import made_up, small_problem, usd_per_h
