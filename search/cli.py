@@ -14,6 +14,7 @@ import typer
 
 from estimator.errors import BestServeError, require
 from search.commands.export import export
+from search.commands.space import space
 from search.commands.verify import verify
 
 if TYPE_CHECKING:
@@ -195,27 +196,7 @@ def schema() -> None:
     _print_json(Spec.model_json_schema())
 
 
-@app.command(epilog="Example: bestserve space runs/quickstart.yaml")
-def space(spec: SpecFile, as_json: AsJson = False) -> None:
-    """Count the strategies of a spec's space, and say what each rule removed."""
-    from search.spec import load_spec
-    from search.terminal import print_rows
-    from spaces.space import Space
-
-    found = Space(load_spec(spec).problem())
-    shapes = {role: len(pools) for role, pools in found.shapes.items()}
-    removed = [
-        {"rule": rule, "shapes": r.num_shapes, "example": r.example, "reason": r.reason}
-        for rule, r in found.removed.items()
-    ]
-    if as_json:
-        _print_json({"size": found.size, "shapes": shapes, "removed": removed})
-        return
-    console = _console()
-    roles = {"m": "collocated", "p": "prefill", "d": "decode"}
-    named = ", ".join(f"{count} {roles[role]}" for role, count in shapes.items())
-    console.print(f"{found.size:,} strategies from {named} shapes.", style="bold", highlight=False)
-    print_rows(removed, console)
+app.command(epilog="Example: bestserve space runs/quickstart.yaml")(space)
 
 
 @app.command(epilog="Example: bestserve lengths AzureLLMInferenceTrace_conv.csv")

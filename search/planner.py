@@ -85,6 +85,7 @@ def plan(  # noqa: PLR0913  (the command's own options, one each)
         sampler=spec.search.sampler,
         seed=spec.search.seed,
         demand_req_s=spec.traffic.rate_req_s,
+        screen=spec.search.screen,
     )
     folder = RunFolder.open(path, frozen, resume=resume)
     manifest = {"name": spec.name, "command": command, "seed": settings.seed, "trials": settings.trials}

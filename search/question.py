@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -43,9 +44,11 @@ from search.spec import (
     TrafficSpec,
     UniformTokens,
 )
+from search.spec_search import PoolSearchSpec
 from search.traces import load_trace
-from spaces.problem import Problem, SearchSpace
-from spaces.strategy import COLLOCATED_POLICIES, DISAGGREGATED_POLICIES
+from spaces.choices import EVERYTHING, PoolChoices, SearchSpace
+from spaces.problem import Problem
+from spaces.strategy import COLLOCATED_POLICIES, DISAGGREGATED_POLICIES, Role
 
 BITS_PER_BYTE = 8
 OWN = "own"  # provider of the user's own price cards: they go with any other
@@ -187,24 +190,40 @@ def slo_of(spec: SloSpec) -> Slo:
 
 
 def space_of(spec: Spec) -> SearchSpace:
-    """What may be chosen; lists left out keep the space's own defaults."""
+    """What may be chosen; choices left out keep the space's own defaults."""
     search = spec.search
-    same = ("tp", "pp", "dp", "ep", "only", "forbid", "prefill_gpus", "decode_gpus")
-    given = {name: tuple(value) for name in same if (value := getattr(search, name)) is not None}
-    if search.tokens is not None:
-        given["max_num_batched_tokens"] = tuple(search.tokens)
-    if search.seqs is not None:
-        given["max_num_seqs"] = tuple(search.seqs)
-    for name, known in (("collocated", COLLOCATED_POLICIES), ("disaggregated", DISAGGREGATED_POLICIES)):
-        chosen = tuple(policy for policy in search.policies or () if policy in known)
-        if chosen:
-            given[f"{name}_policies"] = chosen
+    named = {name: getattr(search, name) for name in ("tp", "pp", "dp", "ep", "expert_tp", "only", "forbid")}
+    named |= {"max_num_batched_tokens": search.tokens, "max_num_seqs": search.seqs}
+    for architecture, known in (("collocated", COLLOCATED_POLICIES), ("disaggregated", DISAGGREGATED_POLICIES)):
+        chosen = [policy for policy in search.policies or () if policy in known]
+        named[f"{architecture}_policies"] = chosen or None
+    given: dict[str, Any] = {name: tuple(values) for name, values in named.items() if values is not None}
+    pools: dict[Role, PoolChoices] = {
+        "m": pool_choices(search.collocated, None),
+        "p": pool_choices(search.prefill, search.prefill_gpus),
+        "d": pool_choices(search.decode, search.decode_gpus),
+    }
     return SearchSpace(
         providers={gpu: card.provider for gpu, card in cards_of(spec).items() if card.provider != OWN},
         max_gpus=search.max_gpus,
+        min_gpus=search.min_gpus,
         gpus=tuple(spec.gpu_names),
         architectures=tuple(search.architectures),
         owned=dict(search.owned),
         whole_nodes=search.whole_nodes,
+        pools={role: choices for role, choices in pools.items() if choices != EVERYTHING},
         **given,
+    )
+
+
+def pool_choices(given: PoolSearchSpec | None, gpus: list[str] | None) -> PoolChoices:
+    """What one kind of pool may choose beside the common choices; `gpus` where it names none of its own."""
+    if given is None:
+        return PoolChoices(gpus=tuple(gpus or ()))
+    degrees = {name: getattr(given, name) for name in ("tp", "pp", "dp", "ep", "expert_tp")}
+    return PoolChoices(
+        gpus=tuple(given.gpus or gpus or ()),
+        min_count=given.count.min if given.count else 1,
+        max_count=given.count.max if given.count else None,
+        **{name: None if values is None else tuple(values) for name, values in degrees.items()},
     )

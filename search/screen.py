@@ -27,7 +27,6 @@ from estimator.capacity import MeanRequest, instance_rate_req_s
 from estimator.memory import kv_bytes_per_token
 from estimator.outcome import Infeasible
 from spaces.problem import instance_of, port_bytes_per_s
-from spaces.rules import providers_of
 from spaces.space import Space
 from spaces.strategy import Pool, Role, Strategy
 
@@ -92,7 +91,8 @@ class Screen:
         self.rate = np.array([rate(shape) for shape in self.shapes])
         self.is_complete = space.num_counted <= MAX_ROWS
         self._per_group = len(self.shapes) if self.is_complete else self._shapes_per_group()
-        self.table = self._permitted(self._join(list(self._blocks())))
+        table = self._join(list(self._blocks()))
+        self.table = table if self.is_complete else self._permitted(table)
 
     # ---- strategies and rows
 
@@ -203,7 +203,7 @@ class Screen:
         for number, policy in enumerate(self.policies):
             if policy in allowed.collocated_policies:
                 for shapes in singles.values():
-                    counts = self._counts(shapes, space.max_count(self.shapes[shapes[0]]))
+                    counts = self._thinned(shapes, space.counts.of_one(self.shapes[shapes[0]]))
                     first, x = _crossed(shapes, counts)
                     yield np.full(len(x), number), first, np.full(len(x), -1), x, np.zeros_like(x)
             else:
@@ -222,67 +222,72 @@ class Screen:
         }
 
     def _pairs(self, p: IntArray, d: IntArray) -> Iterator[tuple[IntArray, IntArray, IntArray, IntArray]]:
-        space = self.space
-        shape_p, shape_d = self.shapes[p[0]], self.shapes[d[0]]
-        if len(providers_of(space.problem, (shape_p.gpu, shape_d.gpu))) > 1:
+        space, one_p, one_d = self.space, self.shapes[p[0]], self.shapes[d[0]]
+        if not space.may_pair(one_p, one_d):
             return
-        most = space.max_count(shape_p, {shape_d.gpu: shape_d.num_gpus})
-        room = [space.max_count(shape_d, {shape_p.gpu: x * shape_p.num_gpus}) for x in range(1, most + 1)]
-        if self.is_complete or sum(room) <= NUM_COUNTS * len(BALANCES):
-            x = np.repeat(np.arange(1, most + 1), np.maximum(room, 0)) if room else np.zeros(0, dtype=np.int64)
-            y = np.concatenate([np.arange(1, r + 1) for r in room]) if room else np.zeros(0, dtype=np.int64)
+        if self.is_complete or space.counts.num_pairs(one_p, one_d) <= NUM_COUNTS * len(BALANCES):
+            x, y = space.counts.of_pair(one_p, one_d)
             first, cell = _crossed(np.repeat(p, len(d)), np.arange(len(x)))
             yield first, np.tile(np.repeat(d, len(x)), len(p)), x[cell], y[cell]
             return
         for one, other in product(p.tolist(), d.tolist()):
-            cells = self._near_balance(one, other, room)
+            cells = self._near_balance(one, other)
             if cells:
                 x, y = np.array(sorted(cells), dtype=np.int64).T
                 yield np.full(len(x), one), np.full(len(x), other), x, y
 
-    def _near_balance(self, p: int, d: int, room: Sequence[int]) -> set[tuple[int, int]]:
+    def _near_balance(self, p: int, d: int) -> set[tuple[int, int]]:
         """Counts (x, y) at which the two pools carry about the same."""
         if self.rate[p] <= 0 or self.rate[d] <= 0:
             return set()
+        space, one_p, one_d = self.space, self.shapes[p], self.shapes[d]
+        most_x = space.max_count(one_p, {one_d.gpu: one_d.num_gpus})
+        most_y = space.max_count(one_d, {one_p.gpu: one_p.num_gpus})
         balance = self.rate[p] / self.rate[d]
-        cells = {
+        return {
             (x, y)
-            for x in self._counts(np.array([p]), len(room)).tolist()
+            for x in self._thinned(np.array([p]), np.arange(1, most_x + 1)).tolist()
             for share in BALANCES
             for y in (math.floor(x * balance * share), math.ceil(x * balance * share))
+            if y >= 1
         } | {
             (x, y)
-            for y in self._counts(np.array([d]), max(room, default=0)).tolist()
+            for y in self._thinned(np.array([d]), np.arange(1, most_y + 1)).tolist()
             for x in (math.floor(y / balance), math.ceil(y / balance))
+            if x >= 1
         }
-        return {(x, y) for x, y in cells if 1 <= x <= len(room) and 1 <= y <= room[x - 1]}
 
-    def _counts(self, shapes: IntArray, most: int) -> IntArray:
-        """1 to `most`; in a thinned table geometric, with the counts that may just carry the demand."""
-        if self.is_complete or most <= NUM_COUNTS:
-            return np.arange(1, most + 1)
-        counts = set(np.unique(np.geomspace(1, most, NUM_COUNTS).round().astype(int)).tolist())
+    def _thinned(self, shapes: IntArray, counts: IntArray) -> IntArray:
+        """All counts; in a thinned table a geometric choice, with those that may just carry the demand."""
+        if self.is_complete or len(counts) <= NUM_COUNTS:
+            return counts
+        chosen = set(np.unique(np.geomspace(1, len(counts), NUM_COUNTS).round().astype(int) - 1).tolist())
         if self._demand_req_s is not None:
-            for rate in self.rate[shapes].tolist():
-                counts |= {math.ceil(self._demand_req_s * share / rate) for share in SHARES if rate > 0}
-        return np.array(sorted(count for count in counts if 1 <= count <= most), dtype=np.int64)
+            enough = [self._demand_req_s * share / rate for rate in self.rate[shapes] for share in SHARES if rate > 0]
+            chosen |= set(np.searchsorted(counts, enough).tolist())
+        return counts[sorted(place for place in chosen if place < len(counts))]
 
     def _join(self, blocks: list[tuple[IntArray, ...]]) -> Rows:
         columns = [np.concatenate(column) for column in zip(*blocks, strict=True)] if blocks else []
         return self._made(*(columns or [np.zeros(0, dtype=np.int64)] * 5))
 
     def _permitted(self, rows: Rows) -> Rows:
-        """Rows that keep the rules about whole strategies; patterns are left to who takes a row."""
-        allowed = self.space.allowed
-        keep = np.ones(len(rows), dtype=bool)
+        """Rows of a thinned table that keep budget, ownership and the user's counts, as `spaces.counts` has them."""
+        allowed, node = self.space.allowed, np.array([self.space.problem.gpu(gpu).gpus_per_node for gpu in self.gpus])
+        paired = rows.second >= 0
+        gpu, other = self.gpu[rows.first], np.where(paired, self.gpu[rows.second], self.gpu[rows.first])
+        num_p, num_d = rows.x * self.size[rows.first], np.where(paired, rows.y * self.size[rows.second], 0)
+        one_type, owned = gpu == other, np.array([self.space.max_gpus(name) for name in self.gpus])
+        first_type = num_p + np.where(one_type, num_d, 0)
+        keep = (num_p + num_d <= allowed.max_gpus) & (num_p + num_d >= allowed.min_gpus)
+        keep &= (first_type <= owned[gpu]) & (one_type | (num_d <= owned[other]))
         if allowed.whole_nodes:
-            paired = rows.second >= 0
-            one_type = paired & (self.gpu[rows.first] == self.gpu[rows.second])
-            num_p, num_d = rows.x * self.size[rows.first], np.where(paired, rows.y * self.size[rows.second], 0)
-            node = np.array([self.space.problem.gpu(gpu).gpus_per_node for gpu in self.gpus])
-            keep &= (num_p + np.where(one_type, num_d, 0)) % node[self.gpu[rows.first]] == 0
-            keep &= one_type | ~paired | (num_d % node[self.gpu[rows.second]] == 0)
-        return rows if keep.all() else rows.take(keep)
+            keep &= (first_type % node[gpu] == 0) & (one_type | (num_d % node[other] == 0))
+        for role, chosen, count in (("m", ~paired, rows.x), ("p", paired, rows.x), ("d", paired, rows.y)):
+            choices = allowed.of(role)  # type: ignore[arg-type]
+            most = choices.max_count or allowed.max_gpus
+            keep &= ~chosen | ((count >= choices.min_count) & (count <= most))
+        return rows.take(keep)
 
 
 def closed_form(space: Space, seed: int) -> RateOf:

@@ -13,6 +13,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from estimator.errors import BestServeError
 from search.edge import Edge, read_yaml, validated
+from search.spec_search import SearchSpec
 
 if TYPE_CHECKING:
     from estimator.cost import PriceCard
@@ -20,12 +21,9 @@ if TYPE_CHECKING:
 
 Positive = Annotated[float, Field(gt=0)]
 PositiveInt = Annotated[int, Field(ge=1)]
-Degrees = Annotated[list[PositiveInt], Field(min_length=1)]
 Day = Annotated[
     str, BeforeValidator(lambda given: given.isoformat() if isinstance(given, date) else given), Field(min_length=1)
 ]  # YAML reads 2026-11-09 as a date
-Policy = Literal["chunked", "prefill_first", "static", "distserve", "tetriinfer"]
-Architecture = Literal["collocated", "disaggregated"]
 
 
 class ModelSpec(Edge):
@@ -230,35 +228,6 @@ class LinkSpec(Edge):
     latency_us: float = Field(default=50.0, ge=0, description="microseconds per hand-over")
 
 
-class SearchSpec(Edge):
-    """How far and how to look. Lists limit what is tried; left out, the space's own defaults hold."""
-
-    max_gpus: PositiveInt = Field(default=32, description="GPUs of a strategy at most")
-    trials: PositiveInt = Field(default=256, description="strategies evaluated at most")
-    sampler: Literal["auto", "exhaustive", "random", "tpe", "nsga2", "nsga3"] = Field(
-        default="auto", description="who proposes"
-    )
-    seed: int = Field(default=0, ge=0, description="whole number ≥ 0; the same seed repeats the study")
-    architectures: Annotated[list[Architecture], Field(min_length=1)] = Field(
-        default=["collocated", "disaggregated"], description="collocated, disaggregated or both"
-    )
-    tp: Degrees | None = Field(default=None, description="tensor-parallel degrees, for example [1, 2, 4, 8]")
-    pp: Degrees | None = Field(default=None, description="pipeline-parallel degrees")
-    dp: Degrees | None = Field(default=None, description="attention data-parallel degrees")
-    ep: Degrees | None = Field(default=None, description="expert-parallel degrees")
-    tokens: Degrees | None = Field(default=None, description="token budgets of a step, for example [2048, 8192]")
-    seqs: Degrees | None = Field(default=None, description="resident sequences at most, for example [128, 256]")
-    policies: list[Policy] | None = Field(
-        default=None, description="scheduling policies, for example [chunked, distserve]"
-    )
-    prefill_gpus: list[str] | None = Field(default=None, description="GPUs that prefill pools may use")
-    decode_gpus: list[str] | None = Field(default=None, description="GPUs that decode pools may use")
-    owned: dict[str, PositiveInt] = Field(default_factory=dict, description="GPUs of a type at most, {h100_sxm: 16}")
-    only: list[str] | None = Field(default=None, description="patterns of which a strategy must match one: ['*-tp8@*']")
-    forbid: list[str] | None = Field(default=None, description="patterns that no strategy may match: ['*@l40s*']")
-    whole_nodes: bool = Field(default=False, description="only strategies that fill whole nodes")
-
-
 class Spec(Edge):
     """One planning question."""
 
@@ -295,9 +264,8 @@ class Spec(Edge):
     @model_validator(mode="after")
     def _consistent(self) -> Spec:
         names = self.gpu_names
-        chosen = {"prefill_gpus": self.search.prefill_gpus, "decode_gpus": self.search.decode_gpus}
-        for field, gpus in (chosen | {"owned": list(self.search.owned)}).items():
-            for gpu in gpus or ():
+        for field, gpus in self.search.named_gpus().items():
+            for gpu in gpus:
                 if gpu not in names:
                     raise BestServeError(f"search.{field}", gpu, "is not among the spec's gpus", ", ".join(names))
         for name in names:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -32,7 +32,8 @@ from spaces.strategy import Strategy
 
 GENERATION = (32, 256)  # strategies per synchronous generation, at least and at most: a sixteenth of the budget
 NUM_OPENING = 2  # generations that the closed form alone chooses
-HOPES = (1.0, 2.0, 3.0)  # standard deviations above the forecast that a strategy may prove to be, tried in turn
+HOPES = (1.0, 2.0, 3.0)  # standard deviations above the forecast that a strategy may prove to be, one after the other
+FILL = 16  # strategies that a generation of forecasts should have, so that no worker waits for another
 LEAST_GAIN_FRAC = 1e-6  # of the area: less is not worth an evaluation
 DEMAND_FRAC = 0.25  # of a forecast generation looks for less cost at the demand
 LEAST_CHANCE = 0.02  # that it carries the demand, for a cheaper strategy to be tried
@@ -146,7 +147,7 @@ class Study:
             warm = [s for s in self.settings.warm[first : first + self._generation] if s in self.space]
             self._evaluate(warm[: budget - len(self._known)], "warm start")
         for _ in range(NUM_OPENING):
-            self._evaluate(self._forecast(self._room(budget // 3), HOPES[0]), "opening")
+            self._evaluate(self._forecast(self._room(budget // 3)), "opening")
         until = min(budget, len(self._known) + int(SAMPLER_FRAC * budget))
         while len(self._known) < until:
             room = self._room(until)
@@ -155,17 +156,13 @@ class Study:
                 break  # most of what the sampler proposes is known or ruled out
         while len(self._known) < budget:
             room = self._room(budget)
-            if not any(self._evaluate(propose(room), phase) for phase, propose in self._refiners()):
+            if not (
+                self._evaluate(self._forecast(room), "forecast") or self._evaluate(self._beside(room), "neighbours")
+            ):
                 break
 
     def _room(self, until: int) -> int:
         return max(0, min(self._generation, until - len(self._known)))
-
-    def _refiners(self) -> Iterator[tuple[str, Callable[[int], list[Strategy]]]]:
-        yield "forecast", lambda room: self._forecast(room, HOPES[0])
-        yield "neighbours", self._neighbours
-        yield "forecast", lambda room: self._forecast(room, HOPES[1])
-        yield "forecast", lambda room: self._forecast(room, HOPES[2])
 
     def _exhaust(self, size: int) -> None:
         """Every strategy, best hopes first, but for those that their bound puts behind a simulated one."""
@@ -175,7 +172,7 @@ class Study:
                 self._evaluate(chunk, "exhaustive")
             return
         assert self.screen is not None
-        while len(self._known) < size // 4 and self._evaluate(self._forecast(self._generation, HOPES[0]), "forecast"):
+        while len(self._known) < size // 4 and self._evaluate(self._forecast(self._generation), "forecast"):
             pass
         if self.screen.is_complete:
             while chunk := self._unruled(GENERATION[1]):
@@ -196,8 +193,8 @@ class Study:
         lead = table.bound_req_s[rows] / np.maximum(self._staircase().at(table.usd_per_h[rows]), 1e-12)
         return self._take(rows[np.argsort(-lead, kind="stable")], room)
 
-    def _forecast(self, room: int, hope: float) -> list[Strategy]:
-        """What should add most area, and what should carry the demand for less, if `hope` deviations better."""
+    def _forecast(self, room: int) -> list[Strategy]:
+        """What should carry the demand for less, and what should add most area, with ever higher hopes until `FILL`."""
         rows = self._hopeful_rows()
         if room < 1 or len(rows) == 0:
             return []
@@ -209,10 +206,12 @@ class Study:
         mean, sd = forecast.of(self._table_features[rows])
         bound, cost = self._table.bound_req_s[rows], self._table.usd_per_h[rows]
         chosen = self._cheaper(bound, cost, mean, sd, int(DEMAND_FRAC * room)) if self._wants_less else []
-        hoped = bound * np.minimum(np.exp(mean + hope * sd), MARGIN)
-        staircase = self._staircase()
-        least = LEAST_GAIN_FRAC * max(self._area(), 1e-12)
-        chosen += most_gain(hoped, cost, staircase, room=room, least_gain=least)
+        staircase, least = self._staircase(), LEAST_GAIN_FRAC * max(self._area(), 1e-12)
+        for hope in HOPES:
+            if len(chosen) < min(FILL, room):
+                hoped = bound * np.minimum(np.exp(mean + hope * sd), MARGIN)
+                hoped[chosen] = 0.0
+                chosen += most_gain(hoped, cost, staircase, room=room - len(chosen), least_gain=least)
         return self._take(rows[list(dict.fromkeys(chosen))], room)
 
     @property
@@ -237,7 +236,7 @@ class Study:
         order = np.argsort(-saving, kind="stable")[: 4 * room]
         return [int(row) for row in order[saving[order] > 1e-9 * best][:room]]
 
-    def _neighbours(self, room: int) -> list[Strategy]:
+    def _beside(self, room: int) -> list[Strategy]:
         """Unevaluated neighbours of the front's strategies that may be better than it, taken in turn."""
         known = list(self._known)
         goodput = [self._known[strategy].goodput_req_s for strategy in known]

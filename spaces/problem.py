@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 
 from estimator.build import build_instance
@@ -19,59 +19,10 @@ from estimator.parallelism import Parallelism
 from estimator.slo import Slo
 from estimator.system import DISTSERVE, TETRIINFER, Collocated, Disaggregated, KvLink, System
 from estimator.workload import Workload
-from spaces.strategy import COLLOCATED_POLICIES, DISAGGREGATED_POLICIES, Pool, Strategy
+from spaces.choices import SearchSpace
+from spaces.strategy import Pool, Strategy
 
-ARCHITECTURES = ("collocated", "disaggregated")
 MAX_CACHED_INSTANCES = 1024  # about 0.3 MB of tables each at a budget of 16,384 tokens
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SearchSpace:
-    """What may be chosen. Degrees and limits are lists of choices; a list of one value fixes it.
-
-    `gpus` empty: every GPU of the problem; `prefill_gpus`/`decode_gpus` narrow the two pools further. `owned`: most
-    GPUs of a type that may be used. `max_gpus`: of all types together. A limit of None is the engine's own.
-    `only`/`forbid`: shell patterns over the written form (`*-tp8@l40s*`); with `only`, at least one must match.
-    `whole_nodes`: the GPUs of each type must fill whole nodes. `providers`: who sells a GPU type; types of different
-    providers do not share a cluster, types without one go anywhere.
-    Prefill pools choose a token budget and decode pools a number of sequences; the other limit hardly matters there.
-    """
-
-    max_gpus: int
-    gpus: tuple[str, ...] = ()
-    prefill_gpus: tuple[str, ...] = ()
-    decode_gpus: tuple[str, ...] = ()
-    architectures: tuple[str, ...] = ARCHITECTURES
-    tp: tuple[int, ...] = (1, 2, 4, 8)
-    pp: tuple[int, ...] = (1, 2, 4)
-    dp: tuple[int, ...] = (1, 2, 4, 8)
-    ep: tuple[int, ...] = (1, 2, 4, 8, 16)
-    max_num_batched_tokens: tuple[int | None, ...] = (2048, 8192, 16384)
-    max_num_seqs: tuple[int | None, ...] = (64, 256, 1024)
-    collocated_policies: tuple[str, ...] = COLLOCATED_POLICIES[:1]
-    disaggregated_policies: tuple[str, ...] = DISAGGREGATED_POLICIES[:1]
-    owned: Mapping[str, int] = field(default_factory=dict)
-    only: tuple[str, ...] = ()
-    forbid: tuple[str, ...] = ()
-    whole_nodes: bool = False
-    providers: Mapping[str, str] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        if self.max_gpus < 1:
-            raise BestServeError("max_gpus", self.max_gpus, "must be at least 1", "a whole number ≥ 1")
-        known = {
-            "architectures": ARCHITECTURES,
-            "collocated_policies": COLLOCATED_POLICIES,
-            "disaggregated_policies": DISAGGREGATED_POLICIES,
-        }
-        for name, accepted in known.items():
-            for value in getattr(self, name):
-                if value not in accepted:
-                    raise BestServeError(name, value, "is unknown", ", ".join(accepted))
-        for name in ("architectures", "tp", "pp", "dp", "ep", "max_num_batched_tokens", "max_num_seqs"):
-            values = getattr(self, name)
-            if not values or any(isinstance(value, int) and value < 1 for value in values):
-                raise BestServeError(name, values, "must be choices of at least 1", "for example (1, 2, 4)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

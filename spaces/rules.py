@@ -1,6 +1,6 @@
 """Why a pool or a strategy cannot exist: named rules, each with its reason and the size of the violation.
 
-Each rule is a function; the first line of its docstring is what `bestserve space` prints about it. Shape rules need no
+Each rule is a function; its docstring is what `bestserve space` prints about it. Shape rules need no
 memory arithmetic; the memory rule is the estimator's own (`spaces.problem.memory_fit`).
 """
 
@@ -77,6 +77,27 @@ def widths(problem: Problem, pool: Pool) -> Violation | None:
     return None
 
 
+def expert_split(problem: Problem, pool: Pool) -> Violation | None:
+    """Where the number of GPUs per expert (tp × dp / ep) is narrowed, it is one of those allowed."""
+    allowed, shares = problem.space.expert_tp_of(pool.role), pool.parallelism.moe_tp
+    if allowed is None or shares in allowed:
+        return None
+    nearest = min(allowed, key=lambda value: abs(value - shares))
+    return f"{shares} GPUs share an expert, {', '.join(map(str, allowed))} allowed", abs(shares / nearest - 1)
+
+
+def engine_support(problem: Problem, pool: Pool) -> Violation | None:
+    """The engine can be started that way: vLLM spreads experts over all GPUs of a stage or none, TensorRT-LLM makes
+    attention tensor-parallel or data-parallel.
+    """
+    engine, degrees = problem.engine.name, pool.parallelism
+    if engine == "vllm" and degrees.ep not in (1, degrees.tp * degrees.dp):
+        return f"vllm sets ep to tp × dp = {degrees.tp * degrees.dp}, not {degrees.ep}", 1.0 - 1.0 / degrees.ep
+    if engine == "trtllm" and degrees.tp > 1 and degrees.dp > 1:
+        return f"trtllm has no tp = {degrees.tp} beside dp = {degrees.dp}", float(min(degrees.tp, degrees.dp) - 1)
+    return None  # docs.vllm.ai expert_parallel_deployment; nvidia.github.io/TensorRT-LLM parallel-strategy; 2026-11-25
+
+
 def layers(problem: Problem, pool: Pool) -> Violation | None:
     """Every pipeline stage holds a layer."""
     pp, num = pool.parallelism.pp, problem.model.num_layers
@@ -105,15 +126,42 @@ def fast_domain_gpus(gpu: Gpu) -> int:
 
 
 PoolRule = Callable[[Problem, Pool], Violation | None]
-SHAPE_RULES: Mapping[str, PoolRule] = MappingProxyType(
-    {rule.__name__: rule for rule in (layers, heads, experts, data_parallel, fast_links, node_boundary, widths)}
+_SHAPE = (
+    layers,
+    heads,
+    experts,
+    data_parallel,
+    expert_split,
+    engine_support,
+    fast_links,
+    node_boundary,
+    widths,
 )
+SHAPE_RULES: Mapping[str, PoolRule] = MappingProxyType({rule.__name__: rule for rule in _SHAPE})
 
 
 def gpu_budget(problem: Problem, strategy: Strategy) -> Violation | None:
     """All pools together stay within the GPU budget."""
     num, most = strategy.num_gpus, problem.space.max_gpus
     return (f"{num} GPUs, {most} allowed", num / most - 1) if num > most else None
+
+
+def least_gpus(problem: Problem, strategy: Strategy) -> Violation | None:
+    """All pools together use the GPUs asked for at least."""
+    num, least = strategy.num_gpus, problem.space.min_gpus
+    return (f"{num} GPUs, at least {least} asked for", 1 - num / least) if num < least else None
+
+
+def instances(problem: Problem, strategy: Strategy) -> Violation | None:
+    """Each pool has a number of instances that its role allows."""
+    for pool in strategy.pools:
+        choices = problem.space.of(pool.role)
+        most = choices.max_count or pool.count
+        if not choices.min_count <= pool.count <= most:
+            upto = f" to {choices.max_count}" if choices.max_count else " or more"
+            excess = max(choices.min_count - pool.count, pool.count - most)
+            return f"{pool.count} instances, {choices.min_count}{upto} allowed", excess / pool.count
+    return None
 
 
 def owned(problem: Problem, strategy: Strategy) -> Violation | None:
@@ -163,11 +211,11 @@ def one_provider(problem: Problem, strategy: Strategy) -> Violation | None:
 
 StrategyRule = Callable[[Problem, Strategy], Violation | None]
 STRATEGY_RULES: Mapping[str, StrategyRule] = MappingProxyType(
-    {rule.__name__: rule for rule in (gpu_budget, owned, whole_nodes, one_provider, patterns)}
+    {rule.__name__: rule for rule in (gpu_budget, least_gpus, instances, owned, whole_nodes, one_provider, patterns)}
 )
 MEMORY_RULE = "memory"
 EXPLANATIONS: Mapping[str, str] = MappingProxyType(
-    {name: (rule.__doc__ or "").splitlines()[0] for name, rule in {**SHAPE_RULES, **STRATEGY_RULES}.items()}
+    {name: " ".join((rule.__doc__ or "").split()) for name, rule in {**SHAPE_RULES, **STRATEGY_RULES}.items()}
     | {MEMORY_RULE: "Weights, and KV blocks for at least one request, fit in the GPUs' memory."}
 )
 

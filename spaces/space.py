@@ -1,9 +1,8 @@
 """The strategies of one problem: shapes first, counts second. Countable without listing them, in one fixed order.
 
 A *shape* is a pool of one instance (GPU, degrees, limits) that breaks no rule. A collocated strategy is a shape, a
-policy and a count; a disaggregated one a prefill shape, a decode shape, a policy and two counts. With n GPUs per
-instance and N allowed, a shape has ⌊N/n⌋ counts and a pair (n_p, n_d) has Σ_x ⌊(N − x·n_p)/n_d⌋; both need only the
-number of GPUs and their types, so counting groups shapes by those.
+policy and a count; a disaggregated one a prefill shape, a decode shape, a policy and two counts. The counts
+(`spaces.counts`) depend only on the number of GPUs and their types, so counting groups shapes by those.
 """
 
 from __future__ import annotations
@@ -17,7 +16,9 @@ from typing import Protocol
 
 from estimator.outcome import Infeasible
 from estimator.parallelism import Parallelism
-from spaces.problem import Problem, SearchSpace, memory_fit
+from spaces.choices import SearchSpace
+from spaces.counts import Counts
+from spaces.problem import Problem, memory_fit
 from spaces.rules import broken_shape, broken_whole, providers_of
 from spaces.strategy import Pool, Role, Strategy
 
@@ -69,6 +70,7 @@ class Space:
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
         self.allowed: SearchSpace = problem.space
+        self.counts = Counts(problem)
         self._reasons: dict[str, list[tuple[Pool, str]]] = {}
         self.shapes: dict[Role, tuple[Pool, ...]] = {role: tuple(self._feasible(role)) for role in self._roles()}
 
@@ -83,7 +85,7 @@ class Space:
     # ---- shapes
 
     def _feasible(self, role: Role) -> Iterator[Pool]:
-        for gpu, degrees in product(self._gpus(role), self._degrees()):
+        for gpu, degrees in product(self._gpus(role), self._degrees(role)):
             choices = [self._pool(role, gpu, degrees, tokens, seqs) for tokens, seqs in self._limits(role)]
             broken = broken_shape(self.problem, choices[0]) or self._too_many(choices[0])
             if broken is not None:
@@ -102,16 +104,12 @@ class Space:
 
     def _gpus(self, role: Role) -> tuple[str, ...]:
         allowed = self.allowed.gpus or tuple(self.problem.gpus)
-        narrowed = {"m": (), "p": self.allowed.prefill_gpus, "d": self.allowed.decode_gpus}[role]
+        narrowed = self.allowed.of(role).gpus
         return tuple(gpu for gpu in allowed if not narrowed or gpu in narrowed)
 
-    def _degrees(self) -> list[Parallelism]:
-        allowed = self.allowed
-        return [
-            Parallelism(tp=tp, pp=pp, dp=dp, ep=ep)
-            for tp, pp, dp, ep in product(allowed.tp, allowed.pp, allowed.dp, allowed.ep)
-            if tp * dp % ep == 0
-        ]
+    def _degrees(self, role: Role) -> list[Parallelism]:
+        choices = [self.allowed.degrees(role, name) for name in ("tp", "pp", "dp", "ep")]
+        return [Parallelism(tp=tp, pp=pp, dp=dp, ep=ep) for tp, pp, dp, ep in product(*choices) if tp * dp % ep == 0]
 
     def _limits(self, role: Role) -> list[tuple[int | None, int | None]]:
         tokens = self.allowed.max_num_batched_tokens if role != "d" else (None,)
@@ -136,7 +134,7 @@ class Space:
 
     def max_gpus(self, gpu: str) -> int:
         """Most GPUs of a type that a strategy may use."""
-        return min(self.allowed.max_gpus, self.allowed.owned.get(gpu, self.allowed.max_gpus))
+        return self.counts.max_gpus(gpu)
 
     @property
     def removed(self) -> dict[str, Removed]:
@@ -150,32 +148,30 @@ class Space:
 
     def max_count(self, shape: Pool, beside: Mapping[str, int] | None = None) -> int:
         """Most instances of a shape within budget and ownership, `beside` GPUs (by type) already in use."""
-        beside = beside or {}
-        n = shape.parallelism.num_gpus
-        in_budget = (self.allowed.max_gpus - sum(beside.values())) // n
-        return min(in_budget, (self.max_gpus(shape.gpu) - beside.get(shape.gpu, 0)) // n)
+        return self.counts.most(shape, beside)
 
     @cached_property
     def size(self) -> int:
-        """Number of strategies. Patterns and whole nodes can only be counted by listing; else nothing is."""
-        if self.allowed.only or self.allowed.forbid or self.allowed.whole_nodes:
+        """Number of strategies. Patterns can only be counted by listing; else nothing is."""
+        if self.allowed.only or self.allowed.forbid:
             return sum(1 for _ in self)
         return self.num_counted
 
     @cached_property
     def num_counted(self) -> int:
-        """Number of strategies before patterns and whole nodes take theirs."""
+        """Number of strategies before patterns take theirs."""
         policies, pair_policies = len(self.allowed.collocated_policies), len(self.allowed.disaggregated_policies)
-        collocated = sum(self.max_count(shape) for shape in self.shapes.get("m", ()))
-        prefill, decode = self._groups("p"), self._groups("d")
+        collocated = sum(num * len(self.counts.of_one(shape)) for shape, num in self._groups("m"))
         pairs = sum(
-            num_p
-            * num_d
-            * sum(self.max_count(d, {p.gpu: x * p.num_gpus}) for x in range(1, self._max_prefill(p, d) + 1))
-            for (p, num_p), (d, num_d) in product(prefill, decode)
-            if len(providers_of(self.problem, (p.gpu, d.gpu))) <= 1
+            num_p * num_d * self.counts.num_pairs(p, d)
+            for (p, num_p), (d, num_d) in product(self._groups("p"), self._groups("d"))
+            if self.may_pair(p, d)
         )
         return collocated * policies + pairs * pair_policies
+
+    def may_pair(self, p: Pool, d: Pool) -> bool:
+        """Whether one provider sells both GPU types."""
+        return len(providers_of(self.problem, (p.gpu, d.gpu))) <= 1
 
     def _groups(self, role: Role) -> list[tuple[Pool, int]]:
         """One shape, and how many are alike, per GPU type and number of GPUs."""
@@ -191,14 +187,13 @@ class Space:
     def __iter__(self) -> Iterator[Strategy]:
         """Every strategy once, in a fixed order."""
         for policy, shape in product(self.allowed.collocated_policies, self.shapes.get("m", ())):
-            for count in range(1, self.max_count(shape) + 1):
+            for count in self.counts.of_one(shape).tolist():
                 yield from self._permitted(Strategy(pools=(replace(shape, count=count),), policy=policy))
         pairs = product(self.allowed.disaggregated_policies, self.shapes.get("p", ()), self.shapes.get("d", ()))
         for policy, p, d in pairs:
-            for x in range(1, self._max_prefill(p, d) + 1):
-                for y in range(1, self.max_count(d, {p.gpu: x * p.num_gpus}) + 1):
-                    pools = (replace(p, count=x), replace(d, count=y))
-                    yield from self._permitted(Strategy(pools=pools, policy=policy))
+            for x, y in zip(*(counts.tolist() for counts in self.counts.of_pair(p, d)), strict=True):
+                pools = (replace(p, count=x), replace(d, count=y))
+                yield from self._permitted(Strategy(pools=pools, policy=policy))
 
     def _permitted(self, strategy: Strategy) -> Iterator[Strategy]:
         if broken_whole(self.problem, strategy) is None:

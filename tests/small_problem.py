@@ -12,7 +12,8 @@ from estimator.slo import Slo, SloTarget
 from estimator.workload import FixedLengths, PoissonArrivals, Workload
 from search.evaluate import Evaluation
 from search.screen import Screen
-from spaces.problem import Problem, SearchSpace
+from spaces.choices import SearchSpace
+from spaces.problem import Problem
 from spaces.rules import broken_strategy
 from spaces.space import Space
 from spaces.strategy import Pool, Strategy

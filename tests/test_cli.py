@@ -149,7 +149,7 @@ def test_catalogue_lists_with_sources(what: str, number: int) -> None:
 def test_space_counts(tiny: Path) -> None:
     """8B in bf16 fits every shape on H100 and L40S. With 3 GPUs: per type 3 of TP1 and 1 of TP2 collocated."""
     found = one_object(bestserve("space", str(tiny), "--json"))
-    assert found["shapes"]["m"] == 4
+    assert found["shapes"]["collocated"] == 4
     assert found["size"] > 8
 
 

@@ -28,7 +28,8 @@ slo:
   ttft: {p90_ms: 2000}
   tpot: {p90_ms: 80}
 gpus: [h100_sxm, l40s]
-search: {max_gpus: 2, trials: 1000, seed: 0, tp: [1, 2], pp: [1], tokens: [2048, 8192], seqs: [64, 256]}
+search: {max_gpus: 2, trials: 1000, seed: 0, screen: false,
+  tp: [1, 2], pp: 1, tokens: [2048, 8192], seqs: [64, 256]}
 """
 PLAN = """
 import sys

@@ -9,12 +9,14 @@ import pytest
 
 from estimator.catalogue.models import load_model
 from estimator.errors import BestServeError
-from spaces.problem import SearchSpace, link_of
+from spaces.choices import PoolChoices, SearchSpace
+from spaces.problem import link_of
 from spaces.rules import EXPLANATIONS, MEMORY_RULE, SHAPE_RULES, STRATEGY_RULES, broken_strategy
 from spaces.space import Recorded, Space
 from spaces.strategy import Strategy
 from tests.small_problem import small_problem
 
+FEW = {"m": PoolChoices(max_count=2), "p": PoolChoices(min_count=2)}
 ELSEWHERE = {"h100_sxm": "a", "l40s": "b"}
 VIOLATIONS = [
     ("layers", "llama-3.1-8b", "1m-tp1-pp64@h100_sxm", {}, "pp = 64 stages for 32 layers"),
@@ -22,6 +24,11 @@ VIOLATIONS = [
     ("experts", "llama-3.1-8b", "1m-tp2-ep2@h100_sxm", {}, "ep = 2 in a model without experts"),
     ("experts", "mixtral-8x7b-v0.1", "1m-tp16-ep16@h100_sxm", {}, "ep = 16 does not divide 8 experts"),
     ("data_parallel", "llama-3.1-8b", "1m-tp1-dp2@h100_sxm", {}, "dp = 2 in a model without experts"),
+    ("expert_split", "mixtral-8x7b-v0.1", "1m-tp4-ep4@h100_sxm", {"expert_tp": (2, 4)}, "1 GPUs share an expert, 2, 4"),
+    ("engine_support", "mixtral-8x7b-v0.1", "1m-tp4-ep2@h100_sxm", {}, "vllm sets ep to tp × dp = 4, not 2"),
+    ("least_gpus", "llama-3.1-8b", "1m-tp1@l40s", {"min_gpus": 2}, "1 GPUs, at least 2 asked for"),
+    ("instances", "llama-3.1-8b", "3m-tp1@l40s", {"pools": FEW}, "3 instances, 1 to 2 allowed"),
+    ("instances", "llama-3.1-8b", "1p-tp1@l40s+1d-tp1@l40s", {"pools": FEW}, "1 instances, 2 or more allowed"),
     ("widths", "llama-3.1-8b", "1m-tp2@h100_sxm", {}, ""),
     ("fast_links", "llama-3.1-8b", "1m-tp16@h100_sxm", {}, "tp = 16 reaches over the 8 joined GPUs"),
     ("node_boundary", "mixtral-8x7b-v0.1", "1m-tp4-dp3@h100_sxm", {}, "neither fits in nor fills nodes of 8"),
@@ -76,7 +83,12 @@ def test_memory_removes_what_does_not_fit() -> None:
         {"architectures": ("disaggregated",), "owned": {"l40s": 1}},
         {"max_gpus": 7, "owned": {"h100_sxm": 3}, "disaggregated_policies": ("distserve", "tetriinfer")},
         {"forbid": ("*tp2*",)},
-        {"prefill_gpus": ("h100_sxm",), "decode_gpus": ("l40s",)},
+        {"pools": {"p": PoolChoices(gpus=("h100_sxm",), tp=(2,)), "d": PoolChoices(gpus=("l40s",))}},
+        {"pools": {"m": PoolChoices(max_count=2), "p": PoolChoices(min_count=2), "d": PoolChoices(max_count=1)}},
+        {"whole_nodes": True, "max_gpus": 24},
+        {"whole_nodes": True, "max_gpus": 17, "min_gpus": 9, "owned": {"h100_sxm": 8}},
+        {"min_gpus": 3},
+        {"providers": {"h100_sxm": "a", "l40s": "b"}},
     ],
 )
 def test_size_counts_what_listing_lists(choices: dict[str, Any]) -> None:
