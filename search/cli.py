@@ -53,8 +53,14 @@ def plan(  # noqa: PLR0913  (one parameter per option)
     trials: Annotated[
         int | None, typer.Option(min=1, help="Strategies evaluated at most; default: the spec's.")
     ] = None,
-    workers: Annotated[int | None, typer.Option(min=0, help="Ray workers; 0: evaluate in this process.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=0, help="Ray workers here; 0: none; default: one per core if it takes long.")
+    ] = None,
     address: Annotated[str | None, typer.Option(help="Ray cluster to use, host:port.")] = None,
+    storage: Annotated[
+        str | None, typer.Option(help="PostgreSQL shared with other drivers, postgresql://…; default: a journal file.")
+    ] = None,
+    warm_start: Annotated[Path | None, typer.Option(help="Finished run of a similar problem to begin with.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -72,6 +78,8 @@ def plan(  # noqa: PLR0913  (one parameter per option)
                 trials=trials,
                 workers=workers,
                 address=address,
+                storage=storage,
+                warm_start=warm_start,
                 resume=resume,
                 progress=on_progress,
                 command=_command(),
@@ -244,7 +252,7 @@ def progress_bar(*, quiet: bool) -> Iterator[Callable[[Progress], None]]:
             best = "" if progress.best_usd_per_h is None else f", best ${progress.best_usd_per_h:.2f}/h"
             bar.update(
                 task,
-                description=f"{progress.phase}{best}",
+                description=f"{progress.phase}, area {progress.hypervolume:.4g}{best}",
                 completed=progress.num_evaluated,
                 total=progress.num_planned,
             )

@@ -7,12 +7,15 @@ Optuna 5.0), hence `FlockLock` and `drop_torn_tail`.
 from __future__ import annotations
 
 import fcntl
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol
 
 import optuna
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
+from estimator.errors import BestServeError
 from search.evaluate import Evaluation
 from search.trials import DIRECTIONS, finished_trial, quietly
 from spaces.space import Space
@@ -47,10 +50,35 @@ def drop_torn_tail(path: Path) -> int:
     return len(content) - keep
 
 
+class Storage(Protocol):
+    """Where finished evaluations are kept, by one driver or by several."""
+
+    def read(self) -> dict[str, Evaluation]:
+        """Evaluations by written form, the broken ones left out."""
+        ...
+
+    def arrived(self) -> dict[str, Evaluation]:
+        """What other drivers finished since the last look."""
+        ...
+
+    def claim(self, texts: Sequence[str]) -> list[str]:
+        """Of these strategies some that no other driver is at work on; none if all are taken."""
+        ...
+
+    def append(self, space: Space, strategy: Strategy, evaluation: Evaluation, usd_per_h: float) -> None:
+        """Keep one finished evaluation for good."""
+        ...
+
+    def close(self) -> None:
+        """Give back what is held."""
+        ...
+
+
 class Journal:
     """Finished evaluations of one run, on disk as an Optuna study that optuna-dashboard can open."""
 
     def __init__(self, path: Path, name: str) -> None:
+        self._path = path
         drop_torn_tail(path)
         self._study = quietly(
             lambda: optuna.create_study(
@@ -70,8 +98,22 @@ class Journal:
                 found[evaluation.strategy] = evaluation
         return found
 
+    def arrived(self) -> dict[str, Evaluation]:
+        """Nothing: a journal has one driver, which knows what it appended."""
+        return {}
+
+    def claim(self, texts: Sequence[str]) -> list[str]:
+        """All of them: nobody else is at work."""
+        return list(texts)
+
+    def close(self) -> None:
+        """Nothing is held."""
+
     def append(self, space: Space, strategy: Strategy, evaluation: Evaluation, usd_per_h: float) -> None:
-        """One line, on disk when this returns."""
-        self._study.add_trial(
-            finished_trial(space, strategy, evaluation, usd_per_h, {"evaluation": evaluation.as_dict()})
-        )
+        """One line, on disk when this returns; `BestServeError` if the disk refuses it."""
+        trial = finished_trial(space, strategy, evaluation, usd_per_h, {"evaluation": evaluation.as_dict()})
+        try:
+            self._study.add_trial(trial)
+        except OSError as error:
+            reason = f"cannot be written ({error.strerror})"
+            raise BestServeError("storage", str(self._path), reason, "free space, then --resume") from error

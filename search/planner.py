@@ -14,17 +14,20 @@ import pandas as pd
 
 from estimator.cost import PriceCard, bill
 from search.evaluate import Evaluation
-from search.executor import Executor, LocalExecutor, RayExecutor
+from search.executor import EagerExecutor, Executor, LocalExecutor, RayExecutor
 from search.journal import Journal
 from search.pareto import non_dominated
-from search.run import RunFolder, free_path, latest_path
+from search.run import RunFolder, free_path, frozen_text, latest_path
+from search.shared_study import SharedStudy
 from search.spec import Spec
 from search.study import Progress, Settings, Study, StudyResult
+from search.warm import warm_strategies
 from spaces.problem import Problem
 from spaces.space import Space
 from spaces.strategy import Strategy
 
 RUNS = Path("runs")
+RAY_START_S = 4.0  # what starting Ray takes on two cores: work done here before it is worth it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -67,41 +70,43 @@ def plan(  # noqa: PLR0913  (the command's own options, one each)
     trials: int | None = None,
     workers: int | None = None,
     address: str | None = None,
+    storage: str | None = None,
+    warm_start: Path | None = None,
     resume: bool = False,
     progress: Callable[[Progress], None] | None = None,
     command: str = "",
 ) -> Plan:
     """Search the spec's space and leave the run's folder (`out`, or `runs/<name>` with a number if taken).
 
-    `workers`: Ray workers on this machine (None = one per core; 0 = no Ray, this process alone); `address`: a running
-    cluster's instead. An interrupted run goes on with `resume` and ends with the same front.
+    `workers`: Ray workers on this machine (0: no Ray, this process alone; None: one per core once the study proves
+    long); `address`: a running cluster's instead. `storage`: PostgreSQL shared with other drivers of the same spec.
+    `warm_start`: a finished run whose front is tried first. An interrupted run goes on with `resume` and ends with the
+    same front.
     """
     started_s = time.monotonic()
-    frozen = spec.model_dump(mode="json", exclude_none=True)
+    text = frozen_text(spec)
     path = out or (latest_path(RUNS, spec.name) if resume else free_path(RUNS, spec.name))
     problem, cards = spec.problem(), spec.cards()
-    settings = Settings(
-        trials=trials or spec.search.trials,
-        sampler=spec.search.sampler,
-        seed=spec.search.seed,
-        demand_req_s=spec.traffic.rate_req_s,
-        screen=spec.search.screen,
-    )
-    folder = RunFolder.open(path, frozen, resume=resume)
-    manifest = {"name": spec.name, "command": command, "seed": settings.seed, "trials": settings.trials}
-    manifest |= {"started": datetime.now(UTC).isoformat(timespec="seconds"), "workers": workers, "address": address}
-    folder.write_manifest(manifest | {"status": "running"})
-    space = Space(problem)
-    executor = make_executor(problem, seed=settings.seed, workers=workers, address=address)
+    folder = RunFolder.open(path, text, resume=resume)
+    executor = make_executor(problem, seed=spec.search.seed, workers=workers, address=address)
     try:
+        space = Space(problem)
+        settings = _settings(spec, trials, warm_start, space)
+        manifest = {"name": spec.name, "command": command, "seed": settings.seed, "trials": settings.trials}
+        manifest |= {"started": datetime.now(UTC).isoformat(timespec="seconds"), "workers": workers, "address": address}
+        manifest |= {"storage": storage.split("@")[-1] if storage else "study.journal"}
+        manifest |= {"warm_start": str(warm_start) if warm_start else None}
+        folder.write_manifest(manifest | {"status": "running"})
+        store = SharedStudy(storage, spec.name, text) if storage else Journal(folder.journal, spec.name)
         study = Study(
             space=space,
             executor=executor,
             cost_of=lambda gpus: bill(gpus, cards).usd_per_h,
             settings=settings,
-            journal=Journal(folder.journal, spec.name),
-            on_progress=progress,
+            storage=store,
+            on_progress=_logged(folder, progress),
         ).run()
+        store.close()
     finally:
         executor.close()
     answer = _answer(spec, folder.path, space, study, time.monotonic() - started_s)
@@ -109,11 +114,47 @@ def plan(  # noqa: PLR0913  (the command's own options, one each)
     return answer
 
 
+def _settings(spec: Spec, trials: int | None, warm_start: Path | None, space: Space) -> Settings:
+    search, demand = spec.search, spec.traffic.rate_req_s
+    return Settings(
+        trials=trials or search.trials,
+        sampler=search.sampler,
+        seed=search.seed,
+        demand_req_s=demand,
+        screen=search.screen,
+        warm=warm_strategies(warm_start, space, demand) if warm_start else (),
+    )
+
+
 def make_executor(problem: Problem, *, seed: int, workers: int | None, address: str | None) -> Executor:
-    """Ray, on this machine or at `address`; this process alone for 0 workers."""
-    if workers == 0 and address is None:
-        return LocalExecutor(problem, seed=seed)
-    return RayExecutor(problem, seed=seed, workers=workers or os.cpu_count(), address=address)
+    """Ray at `address` or on this machine, where this process works too until Ray is there; 0 workers: no Ray."""
+    here = LocalExecutor(problem, seed=seed)
+    if address is not None:
+        return RayExecutor(problem, seed=seed, address=address)
+    cores = os.cpu_count() or 1
+    if workers == 0 or (workers is None and cores == 1):
+        return here
+    return EagerExecutor(
+        here,
+        lambda: RayExecutor(problem, seed=seed, workers=workers or cores),
+        patience_s=RAY_START_S if workers is None else 0.0,
+    )
+
+
+def _logged(folder: RunFolder, progress: Callable[[Progress], None] | None) -> Callable[[Progress], None]:
+    """Keeps the growth of the front in the run's folder, generation by generation, and passes it on."""
+    steps: list[dict[str, Any]] = []
+
+    def on_progress(step: Progress) -> None:
+        steps.append(
+            {"phase": step.phase, "num_evaluated": step.num_evaluated, "elapsed_s": step.elapsed_s}
+            | {"hypervolume": step.hypervolume, "best_usd_per_h": step.best_usd_per_h}
+        )
+        folder.write_table("hypervolume.csv", pd.DataFrame(steps))
+        if progress is not None:
+            progress(step)
+
+    return on_progress
 
 
 def _answer(spec: Spec, folder: Path, space: Space, study: StudyResult, elapsed_s: float) -> Plan:
@@ -167,12 +208,6 @@ def _leave(folder: RunFolder, answer: Plan, manifest: Mapping[str, Any]) -> None
     front = [evaluation.strategy for evaluation in answer.front]
     folder.write_table("evaluations.parquet", answer.table)
     folder.write_table("front.csv", answer.table.set_index("strategy").loc[front].reset_index())
-    history = [
-        {"phase": step.phase, "num_evaluated": step.num_evaluated, "elapsed_s": step.elapsed_s}
-        | {"hypervolume": step.hypervolume, "best_usd_per_h": step.best_usd_per_h}
-        for step in answer.study.history
-    ]
-    folder.write_table("hypervolume.csv", pd.DataFrame(history))
     folder.write_manifest(
         {
             **manifest,
@@ -181,6 +216,7 @@ def _leave(folder: RunFolder, answer: Plan, manifest: Mapping[str, Any]) -> None
             "sampler_reason": answer.study.sampler_reason,
             "space_size": answer.space_size,
             "num_evaluated": len(answer.table),
+            "num_ruled_out": answer.study.num_ruled_out,
             "recommended": answer.recommended.strategy if answer.recommended else None,
             "elapsed_s": round(answer.elapsed_s, 2),
         }

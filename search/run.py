@@ -12,19 +12,24 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
 import json
 import os
 import platform
 from collections.abc import Mapping
 from importlib.metadata import version
+from io import TextIOWrapper
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 from ruamel.yaml import YAML
 
 from estimator.errors import BestServeError
+
+if TYPE_CHECKING:
+    from search.spec import Spec
 
 PACKAGES = ("bestserve", "optuna", "ray", "numpy", "numba", "scipy", "pandas", "pyarrow")
 
@@ -34,23 +39,36 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._lock: TextIOWrapper | None = None
 
     @classmethod
-    def open(cls, path: Path, spec: Mapping[str, Any], *, resume: bool) -> RunFolder:
-        """A new folder for `spec`, or with `resume` an interrupted run of the same spec.
+    def open(cls, path: Path, spec_text: str, *, resume: bool) -> RunFolder:
+        """A new folder for the frozen spec, or with `resume` an interrupted run of the same one; held until it ends.
 
-        Raises `BestServeError` if the folder holds a run that is not to be resumed, none that could be, or another's.
+        Raises `BestServeError` if the folder holds a run that is not to be resumed, none that could be, or another's,
+        or if a driver is at work in it.
         """
         folder = cls(path)
-        text = _yaml(spec)
         if resume:
-            folder._check_same(text)
+            folder._check_same(spec_text)
+            folder._hold()
             return folder
         if folder.journal.exists():
             raise BestServeError("out", str(path), "already holds a run", "--resume to go on with it, or another --out")
         path.mkdir(parents=True, exist_ok=True)
-        folder.write("spec.yaml", text.encode())
+        folder._hold()
+        folder.write("spec.yaml", spec_text.encode())
         return folder
+
+    def _hold(self) -> None:
+        """Keep other drivers out; the kernel lets them in when this process ends, however it ends."""
+        self._lock = (self.path / "run.lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BestServeError(
+                "out", str(self.path), "is in use by another driver", "another --out, or --storage to share one study"
+            ) from None
 
     @property
     def journal(self) -> Path:
@@ -114,9 +132,10 @@ def latest_path(parent: Path, name: str) -> Path:
     return path
 
 
-def _yaml(values: Mapping[str, Any]) -> str:
+def frozen_text(spec: Spec) -> str:
+    """The spec as YAML, every default written out: what a folder freezes and a shared study compares."""
     buffer = io.StringIO()
     yaml = YAML(typ="safe")
     yaml.default_flow_style = False
-    yaml.dump(dict(values), buffer)
+    yaml.dump(spec.model_dump(mode="json", exclude_none=True), buffer)
     return buffer.getvalue()

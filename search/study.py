@@ -23,7 +23,7 @@ from estimator.errors import BestServeError
 from search.evaluate import Evaluation
 from search.executor import Executor
 from search.forecast import Features, Forecast, Staircase, most_gain, shortfall
-from search.journal import Journal
+from search.journal import Storage
 from search.pareto import hypervolume, non_dominated
 from search.sampling import SAMPLER_FRAC, Hopeless, Proposer, SamplerName, choose_sampler
 from search.screen import MARGIN, Rows, Screen
@@ -37,6 +37,7 @@ FILL = 16  # strategies that a generation of forecasts should have, so that no w
 LEAST_GAIN_FRAC = 1e-6  # of the area: less is not worth an evaluation
 DEMAND_FRAC = 0.25  # of a forecast generation looks for less cost at the demand
 LEAST_CHANCE = 0.02  # that it carries the demand, for a cheaper strategy to be tried
+POLL_S = 0.05  # between two looks at what other drivers finished
 MAX_FAILED = 10  # evaluations that break before the study stops
 
 
@@ -87,7 +88,7 @@ class Study:
     executor: Executor
     cost_of: Callable[[Mapping[str, int]], float]
     settings: Settings
-    journal: Journal | None = None
+    storage: Storage | None = None
     on_progress: Callable[[Progress], None] | None = None
     screen: Screen | None = None
     _known: dict[Strategy, Evaluation] = field(default_factory=dict)
@@ -107,7 +108,7 @@ class Study:
     def run(self) -> StudyResult:
         """Evaluate until the budget is spent or nothing promising is left."""
         self._started_s = time.monotonic()
-        self._memo = self.journal.read() if self.journal else {}
+        self._memo = self.storage.read() if self.storage else {}
         size = self.space.size
         if size == 0:
             raise _nothing_fits(self.space)
@@ -292,12 +293,13 @@ class Study:
         """Evaluate what is new and remember it in the order proposed; returns how many were new."""
         new = [strategy for strategy in dict.fromkeys(proposed) if strategy not in self._known]
         by_text = {str(strategy): strategy for strategy in new}
-        todo = [strategy for text, strategy in by_text.items() if text not in self._memo]
-        for evaluation in self.executor.run(todo):
-            strategy = by_text[evaluation.strategy]
-            self._memo[evaluation.strategy] = evaluation
-            if self.journal is not None:
-                self.journal.append(self.space, strategy, evaluation, self._cost(strategy))
+        while todo := [text for text in by_text if text not in self._memo]:
+            claimed = todo if self.storage is None else self._claimed(todo)
+            for evaluation in self.executor.run([by_text[text] for text in claimed]):
+                self._memo[evaluation.strategy] = evaluation
+                if self.storage is not None:
+                    strategy = by_text[evaluation.strategy]
+                    self.storage.append(self.space, strategy, evaluation, self._cost(strategy))
         for text, strategy in by_text.items():
             self._known[strategy] = self._memo[text]
         self._stop_if_broken()
@@ -305,6 +307,15 @@ class Study:
             self._learn(new)
             self._report(phase)
         return len(new)
+
+    def _claimed(self, todo: Sequence[str]) -> list[str]:
+        """What this driver is to evaluate next; others' answers are taken in, and waited for where all is theirs."""
+        assert self.storage is not None
+        claimed = self.storage.claim(todo)
+        self._memo |= self.storage.arrived()
+        if not claimed:
+            time.sleep(POLL_S)
+        return [text for text in claimed if text not in self._memo]
 
     def _learn(self, new: Sequence[Strategy]) -> None:
         """Close the rows of what is known, and keep what it says about the rest."""

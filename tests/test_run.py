@@ -79,10 +79,10 @@ def test_a_run_killed_twice_resumes_to_the_same_files(tmp_path: Path) -> None:
 
 def test_a_folder_that_holds_a_run_is_not_overwritten(tmp_path: Path) -> None:
     """A second run into the same folder is refused, and the next free name offered instead."""
-    folder = RunFolder.open(tmp_path / "x", {"name": "x"}, resume=False)
+    folder = RunFolder.open(tmp_path / "x", "name: x", resume=False)
     folder.journal.touch()
     with pytest.raises(BestServeError, match="already holds a run"):
-        RunFolder.open(tmp_path / "x", {"name": "x"}, resume=False)
+        RunFolder.open(tmp_path / "x", "name: x", resume=False)
     assert free_path(tmp_path, "x") == tmp_path / "x-2"
     assert free_path(tmp_path, "y") == tmp_path / "y"
     assert latest_path(tmp_path, "x") == tmp_path / "x"
@@ -91,13 +91,13 @@ def test_a_folder_that_holds_a_run_is_not_overwritten(tmp_path: Path) -> None:
 def test_only_the_same_question_is_resumed(tmp_path: Path) -> None:
     """Resuming needs a run, and the spec that was frozen there."""
     with pytest.raises(BestServeError, match="holds no run to resume"):
-        RunFolder.open(tmp_path / "none", {"name": "x"}, resume=True)
+        RunFolder.open(tmp_path / "none", "name: x", resume=True)
     with pytest.raises(BestServeError, match="holds no run to resume"):
         latest_path(tmp_path, "none")
-    RunFolder.open(tmp_path / "x", {"name": "x"}, resume=False)
+    RunFolder.open(tmp_path / "x", "name: x", resume=False)
     with pytest.raises(BestServeError, match="differs from the spec given"):
-        RunFolder.open(tmp_path / "x", {"name": "other"}, resume=True)
-    assert RunFolder.open(tmp_path / "x", {"name": "x"}, resume=True).path == tmp_path / "x"
+        RunFolder.open(tmp_path / "x", "name: other", resume=True)
+    assert RunFolder.open(tmp_path / "x", "name: x", resume=True).path == tmp_path / "x"
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

