@@ -205,7 +205,7 @@ def token_s(
         case AllReduce():
             return timing.all_reduce_s(operator.bytes(tokens), operator.num_gpus)
         case AllGather():
-            return timing.all_gather_s(operator.num_gpus * operator.bytes(tokens), operator.num_gpus)
+            return timing.all_gather_s(operator.bytes(tokens), operator.num_gpus)
         case AllToAll():
             return timing.all_to_all_s(operator.bytes(tokens), operator.num_gpus)
         case StageTransfer():

@@ -153,3 +153,15 @@ def test_an_instance_takes_milliseconds() -> None:
         build("meta-llama/Llama-3.1-70B", 8)
         times.append(time.perf_counter() - start)
     assert min(times) < 0.02
+
+
+def test_a_gather_brings_one_part() -> None:
+    """Ranks that gather their tokens bring what they hold each, not what all hold together."""
+    model, dtypes = load_model("deepseek-ai/DeepSeek-R1"), Dtypes(weight="fp8", kv="fp8")
+    timing = load_timing(load_gpu("h200_sxm"), "sglang")
+    operators = stage_operators(model, Parallelism(dp=8), dtypes.weight, dtypes.kv)
+    gather = tuple(op for op in operators if op.name == "gather_tokens")
+    kernels = step_kernels(gather, timing, np.array([1024.0]), num_layers=61, power_law=False, block_scaled=True)
+    calls = sum(op.count for op in gather)
+    expected = calls * timing.all_gather_s(1024.0 * 2 * model.hidden_size, 8)
+    assert kernels.body_s["link"] == pytest.approx(expected, rel=1e-12)
