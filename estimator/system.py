@@ -34,8 +34,8 @@ class Collocated:
 class KvLink:
     """Hand-over of KV caches: each prefill instance sends, each decode instance receives, one transfer at a time.
 
-    A transfer of x bytes starts when the prompt is done, the sender is free and the receiver is free, and takes
-    `latency_s` + x / min(egress, ingress).
+    A transfer of x bytes starts when the decode instance has set room aside, the sender is free and the receiver is
+    free, holds both for x / min(egress, ingress), and is over `latency_s` later.
     """
 
     egress_bytes_per_s: float
@@ -109,7 +109,11 @@ TETRIINFER = DisaggregatedPolicy(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Disaggregated:
-    """`num_prefill` prefill instances hand KV caches over `link` to `num_decode` decode instances."""
+    """`num_prefill` prefill instances hand KV caches over `link` to `num_decode` decode instances.
+
+    `holds_first_token`: the client sees the first token when the cache has arrived (it travels with it), not when the
+    prompt ends.
+    """
 
     prefill: Instance
     num_prefill: int
@@ -118,6 +122,7 @@ class Disaggregated:
     link: KvLink
     policy: DisaggregatedPolicy = DISTSERVE
     router: Router = "round_robin"
+    holds_first_token: bool = False
 
     @property
     def num_gpus(self) -> int:

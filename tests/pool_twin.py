@@ -313,11 +313,10 @@ class PoolTwin:
         sender = job.prefill_lane // self.ranks[0]
         receiver = number // self.ranks[1] % self.system.num_decode
         link = self.system.link
-        wire_s = link.latency_s + job.total * self.prefill.kv_bytes_per_token / min(
-            link.egress_bytes_per_s, link.ingress_bytes_per_s
-        )
-        job.kv_s = max(self.now, self.sender_s[sender], self.receiver_s[receiver]) + wire_s
-        self.sender_s[sender] = self.receiver_s[receiver] = job.kv_s
+        wire_s = job.total * self.prefill.kv_bytes_per_token / min(link.egress_bytes_per_s, link.ingress_bytes_per_s)
+        ends_s = max(self.now, self.sender_s[sender], self.receiver_s[receiver]) + wire_s
+        self.sender_s[sender] = self.receiver_s[receiver] = ends_s
+        job.kv_s = ends_s + link.latency_s
         self.flying[receiver].append(job)
 
     def _start_prefill(self, unit: int) -> None:

@@ -71,7 +71,7 @@ def _jobs(system: Disaggregated, requests: Requests, concurrency: int | None, se
     jobs["arrival_s"] = requests.arrival_s if concurrency is None else 0.0
     jobs["visible_s"] = jobs["arrival_s"] + system.prefill.request_overhead_s
     bytes_per_s = min(link.egress_bytes_per_s, link.ingress_bytes_per_s)
-    jobs["wire_s"] = link.latency_s + requests.input_tokens * system.prefill.kv_bytes_per_token / bytes_per_s
+    jobs["wire_s"] = requests.input_tokens * system.prefill.kv_bytes_per_token / bytes_per_s
     jobs["prompt"] = jobs["todo"] = requests.input_tokens - requests.cached_tokens
     jobs["seen"], jobs["handed"] = requests.cached_tokens, requests.input_tokens
     jobs["left"] = decode_steps(requests, system.decode)
@@ -163,6 +163,7 @@ def _loop(system: Disaggregated, jobs: NDArray[np.void], seed: int, starts: list
         receiver_s=np.zeros(system.num_decode),
         flying=starts[5],
         leaf=num_units + system.num_prefill,
+        latency_s=system.link.latency_s,
     )
     return Loop(
         prefill=_prefill_pool(system, num, (starts[0], starts[1], num_units)),
@@ -203,11 +204,12 @@ def _simulation(
     begin_s = float(np.min(arrival_s, initial=np.inf))
     duration_s = max(0.0, float(np.nanmax(finish_s, initial=0.0)) - begin_s)
     first_s, join_s = jobs["first_s"], jobs["join_s"]
+    shown_s = np.where(np.isfinite(jobs["kv_s"]), jobs["kv_s"], first_s) if system.holds_first_token else first_s
     prefill, decode = pools
     return Simulation(
         arrival_s=arrival_s,
         prefill_start_s=jobs["start_s"].copy(),
-        first_token_s=first_s.copy(),
+        first_token_s=shown_s.copy(),
         kv_arrival_s=jobs["kv_s"].copy(),
         finish_s=finish_s,
         output_tokens=requests.output_tokens,

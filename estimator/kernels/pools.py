@@ -12,7 +12,7 @@ All servers share one clock. Events within `SAME_S` are at one time, and happen 
 7. prefill instances start a step.
 
 A hand-over with room is booked on the link at once: it starts when its sender and its receiver have ended what was
-booked before. A transfer without duration ends in a round of its own at the same time. A sequence joins at the first
+booked before; its latency holds neither. A transfer without duration ends in a round of its own at the same time. A sequence joins at the first
 end of a step after its cache has arrived. In a closed loop a completion or rejection sends the next request.
 """
 
@@ -47,6 +47,7 @@ class Link(NamedTuple):
     receiver_s: Array  # (num decode instances,)
     flying: int
     leaf: int
+    latency_s: float
 
 
 class Loop(NamedTuple):
@@ -230,8 +231,9 @@ def send(state, loop, lane, i, t):
     loop.light[lane] += 1 - loop.is_heavy[i]
     sender = job["source"] // prefill.ranks
     receiver = lane // decode.ranks % len(link.receiver_s)
-    job["kv_s"] = max(t, link.sender_s[sender], link.receiver_s[receiver]) + job["wire_s"]
-    link.sender_s[sender] = link.receiver_s[receiver] = job["kv_s"]
+    ends_s = max(t, link.sender_s[sender], link.receiver_s[receiver]) + job["wire_s"]
+    link.sender_s[sender] = link.receiver_s[receiver] = ends_s
+    job["kv_s"] = ends_s + link.latency_s
     if state.lists[link.flying + receiver, 0] == EMPTY:
         set_time(state.times, link.leaf + receiver, job["kv_s"])
     push(state, link.flying + receiver, i)
