@@ -12,8 +12,9 @@ All servers share one clock. Events within `SAME_S` are at one time, and happen 
 7. prefill instances start a step.
 
 A hand-over with room is booked on the link at once: it starts when its sender and its receiver have ended what was
-booked before; its latency holds neither. A transfer without duration ends in a round of its own at the same time. A sequence joins at the first
-end of a step after its cache has arrived. In a closed loop a completion or rejection sends the next request.
+booked before; its latency holds neither. A transfer without duration ends in a round of its own at the same time. A
+sequence joins at the first end of a step after its cache has arrived. In a closed loop a completion or rejection sends
+the next request.
 """
 
 from __future__ import annotations
