@@ -5,10 +5,13 @@
 
 | symbol | from | unit |
 |---|---|---|
-| a | 2·(H + head_half)·(d + softmax_dims)/(peak·η_c) | s per pair |
-| b | a·pad_tokens + io bytes of a token/(bandwidth·η_m) | s per token |
+| a | 2·(H + head_half)·(d·(padded/d)^dim_pad + softmax_dims)/(peak·η_c) | s per pair |
+| b | a·pad_tokens + (io bytes + kv_passes·new keys and values)/(bandwidth·η_m) | s per token |
 | c(n) | G·‖ 2d·bytes/(bandwidth·η_m(n·G)), rows·2d/(peak·η_c) ‖ | s per cached token |
 | launch(n) | launch + n·block_tokens·c(n) + n·io bytes/(bandwidth·η_m) | s |
+
+Prefill with few (row block, head) pairs leaves SMs empty: a step of T tokens takes a·pairs·‖1, thin_tokens/T‖₂, where
+thin_tokens = fill_waves·SMs·128/H. Where the cost must not depend on the pairs, the pairs of one prompt of T stand in.
 
 H query heads, G key-value heads and their dims per GPU; d sums the dims of keys and values per head. η_m(x) falls where
 few (sequence, head) blocks x share the GPU: η_m·‖1, split_half/x‖⁻¹. `peak` is always the bf16 peak: η_c
@@ -17,32 +20,44 @@ passes 1 where an engine multiplies in fp8.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
 
 from estimator.hardware import Gpu
-from estimator.roofline import Bounds, FloatArray, softmax_norm
+from estimator.roofline import ACTIVATION_BYTES, Bounds, FloatArray, cached_frac, softmax_norm
 
+ROW_BLOCK = 128.0  # query rows that one block of a prefill kernel takes
 SHARPNESS = 4.0  # exponent where two bounds of a decode kernel meet
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrefillLine:
-    """Prefill attention of one step: launch + s_per_pair · Σ new·seen + s_per_token · Σ new, s."""
+    """Prefill attention of one step: launch + s_per_pair · Σ new·seen + s_per_token · Σ new + thin_s, s."""
 
     launch_s: float
     s_per_pair: float
     s_per_token: float
+    thin_tokens: float = 0.0
+
+    def thin_s(self, tokens: FloatArray, window_tokens: int = 0) -> FloatArray:
+        """What one prompt of `tokens` takes longer because its blocks do not fill the GPU."""
+        seen = np.minimum(tokens / 2.0, window_tokens) if window_tokens else tokens / 2.0
+        longer = np.sqrt(1.0 + (self.thin_tokens / np.maximum(tokens, 1.0)) ** 2) - 1.0
+        return np.asarray(self.s_per_pair * tokens * seen * longer)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class DecodeLine:
-    """Decode attention of n sequences holding S cached tokens: launch[n] + s_per_cached_token[n] · S, s."""
+    """Decode attention of n sequences holding S cached tokens: launch[n] + s_per_cached_token[n] · S, s.
+
+    With a window S counts the tokens inside, and every token outside costs `outside_frac` of one.
+    """
 
     launch_s: FloatArray
     s_per_cached_token: FloatArray
+    outside_frac: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +84,9 @@ class PrefillCurve:
     softmax_dims: float = 40.0
     pad_tokens: float = 64.0
     memory_frac: float = 0.6
+    kv_passes: float = 0.0
+    dim_pad: float = 0.0
+    fill_waves: float = 0.0
 
     BOUNDS: ClassVar[Bounds] = {
         "launch_s": (1e-6, 60e-6),
@@ -76,25 +94,47 @@ class PrefillCurve:
         "head_half": (0.0, 16.0),
         "softmax_dims": (0.0, 600.0),
         "pad_tokens": (0.0, 1024.0),
-        "memory_frac": (0.05, 1.05),
+        "memory_frac": (0.05, 1.5),
+        "kv_passes": (0.0, 20.0),
+        "dim_pad": (0.0, 2.0),
+        "fill_waves": (0.0, 8.0),
     }
 
     def coefficients(self, gpu: Gpu, shape: HeadShape) -> tuple[FloatArray, FloatArray]:
-        """s per pair and s per token, broadcast shape of the heads."""
-        flop = 2.0 * (shape.num_heads + self.head_half) * (shape.dims + self.softmax_dims)
+        """s per pair of a full GPU and s per token, broadcast shape of the heads."""
+        dim = np.asarray(shape.dims, dtype=np.float64) / 2.0
+        padded = 2.0 ** np.ceil(np.log2(dim))
+        dims = shape.dims * (padded / dim) ** self.dim_pad + self.softmax_dims
+        flop = 2.0 * (shape.num_heads + self.head_half) * dims
         s_per_pair = np.asarray(flop / (gpu.peak_flop_per_s("bf16") * self.compute_frac))
-        io_s = shape.io_bytes / (gpu.bandwidth_bytes_per_s * self.memory_frac)
+        kv_bytes = ACTIVATION_BYTES * shape.num_kv_heads * shape.dims
+        io_s = (shape.io_bytes + self.kv_passes * kv_bytes) / (gpu.bandwidth_bytes_per_s * self.memory_frac)
         return s_per_pair, np.asarray(self.pad_tokens * s_per_pair + io_s)
+
+    def thin_tokens(self, gpu: Gpu, shape: HeadShape) -> FloatArray:
+        """Tokens of a step whose row blocks and heads leave the GPU half empty, broadcast shape of the heads."""
+        return np.asarray(self.fill_waves * gpu.num_sms * ROW_BLOCK / shape.num_heads)
 
     def line(self, gpu: Gpu, shape: HeadShape) -> PrefillLine:
         """Of one shape."""
         s_per_pair, s_per_token = self.coefficients(gpu, shape)
-        return PrefillLine(launch_s=self.launch_s, s_per_pair=float(s_per_pair), s_per_token=float(s_per_token))
+        return PrefillLine(
+            launch_s=self.launch_s,
+            s_per_pair=float(s_per_pair),
+            s_per_token=float(s_per_token),
+            thin_tokens=float(self.thin_tokens(gpu, shape)),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecodeCurve:
-    """Decode attention; symbols in the module's docstring. `row_tile`: query rows a block multiplies at least."""
+    """Decode attention; symbols in the module's docstring. `row_tile`: query rows a block multiplies at least.
+
+    `outside_frac`: what a cached token outside a window costs of one inside, in kernels that walk over them.
+
+    Benchmarks find a cache of up to `cache_bytes` in the L2 cache, at `cache_frac` of the memory bandwidth; serving,
+    which reads other layers in between, does not.
+    """
 
     launch_s: float = 6e-6
     memory_frac: float = 0.75
@@ -102,6 +142,9 @@ class DecodeCurve:
     compute_frac: float = 0.4
     row_tile: float = 16.0
     block_tokens: float = 64.0
+    outside_frac: float = 0.0
+    cache_bytes: float = 0.0
+    cache_frac: float = 1.5
 
     BOUNDS: ClassVar[Bounds] = {
         "launch_s": (1e-6, 60e-6),
@@ -110,6 +153,9 @@ class DecodeCurve:
         "compute_frac": (0.02, 2.2),
         "row_tile": (1.0, 128.0),
         "block_tokens": (0.0, 1024.0),
+        "outside_frac": (0.0, 1.0),
+        "cache_bytes": (0.0, 200e6),
+        "cache_frac": (1.05, 8.0),
     }
 
     def line(self, gpu: Gpu, num_seqs: FloatArray, shape: HeadShape) -> DecodeLine:
@@ -122,4 +168,16 @@ class DecodeCurve:
         compute_s = shape.num_kv_heads * 2.0 * rows * shape.dims / (gpu.peak_flop_per_s("bf16") * self.compute_frac)
         s_per_cached_token = softmax_norm(SHARPNESS, full_s * spread, compute_s + 0.0 * blocks)
         per_seq_s = self.block_tokens * np.maximum(full_s, compute_s) + shape.io_bytes / bandwidth
-        return DecodeLine(launch_s=self.launch_s + num_seqs * per_seq_s, s_per_cached_token=s_per_cached_token)
+        return DecodeLine(
+            launch_s=self.launch_s + num_seqs * per_seq_s,
+            s_per_cached_token=s_per_cached_token,
+            outside_frac=self.outside_frac,
+        )
+
+    def measured_s(self, gpu: Gpu, num_seqs: FloatArray, cached_tokens: FloatArray, shape: HeadShape) -> FloatArray:
+        """`cached_tokens` held by num_seqs sequences together, as a benchmark measures it: small caches stay in L2."""
+        near = cached_frac(cached_tokens * shape.num_kv_heads * shape.kv_bytes, self.cache_bytes)
+        cold = self.line(gpu, num_seqs, shape)
+        warm = replace(self, memory_frac=self.cache_frac).line(gpu, num_seqs, shape)
+        cold_s = cold.launch_s + cold.s_per_cached_token * cached_tokens
+        return np.asarray(cold_s + near * (warm.launch_s + warm.s_per_cached_token * cached_tokens - cold_s))

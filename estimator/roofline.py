@@ -1,24 +1,29 @@
-"""Seconds of a matrix product and of an expert layer: a roofline with efficiencies that depend on shape.
+"""Seconds of a matrix product: a roofline over output tiles, with efficiencies that depend on shape.
 
-    t = launch + quantise + ‖ FLOP/(peak·η_c), bytes/(bandwidth·η_m), k·τ ‖_p
+    t = launch + quantise + ‖ min over tiles of  waves·(k/split + k_half)·step + split_s·log2 split,
+                              bytes/(bandwidth·η_m),  k·τ ‖_p
 
 | symbol | meaning |
 |---|---|
-| η_c, η_m | share of the data sheet's dense peak and bandwidth reached by large shapes |
-| u | output tiles of 128 × 128 over SMs: waves of work, of which the last is not full |
+| tile | rows × columns of the output that one SM makes at a time; a kernel has several and takes the fastest |
+| split | parts of k that different SMs sum up, so that few tiles still fill the GPU; joining them costs split_s |
+| waves | tiles over SMs, of which the last wave is not full |
+| step | time of one SM per unit of k: the tile's FLOP at η_c of peak, or its bytes at `sm_share` of an even bandwidth |
 | k_half | length of k at which prologue and epilogue cost as much as the loop itself |
+| η_c, η_m | share of the data sheet's dense peak and bandwidth reached by large shapes |
 | τ | time of one step along k where nothing else binds, s |
 | p | how sharply the larger bound wins (p → ∞: maximum) |
 
 A curve is a handful of bounded, physically named numbers, fitted per (GPU, engine, dtype) by `estimator.calibrate`;
-its defaults are what a data sheet alone allows to say. Methods work on float arrays, broadcast.
+its defaults are what a data sheet alone allows to say. Methods work on float arrays, broadcast. Expert layers, which
+are products of the same kind, are in `estimator.experts`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +33,11 @@ from estimator.hardware import Gpu
 FloatArray = NDArray[np.float64]
 Bounds = Mapping[str, tuple[float, float]]
 
-TILE = 128.0  # rows and columns of an output tile; kernels also use others, `wave_sharpness` blurs the difference
+TILE_ROWS = np.array([16.0, 64.0, 64.0, 128.0, 128.0, 64.0, 128.0, 256.0])
+TILE_COLUMNS = np.array([64.0, 64.0, 128.0, 64.0, 128.0, 256.0, 256.0, 128.0])  # tiles that CUTLASS and cuBLAS ship
+SPLITS = np.array([1.0, 2.0, 4.0, 8.0, 16.0])
+PADDED_ROWS = 4.0  # engines pad a step's tokens to captured batch sizes; block-scaled kernels want multiples of four
+CACHE_SHARPNESS = 6.0  # exponent of the passage from cache to memory as a working set outgrows the cache
 ACTIVATION_BYTES = 2.0
 COMPUTE_DTYPE: Mapping[str, str] = {
     "bf16": "bf16",
@@ -68,25 +77,46 @@ def softmax_norm(exponent: float, *terms: FloatArray) -> FloatArray:
     return np.asarray(largest * total ** (1.0 / exponent))
 
 
+def waves_of(tiles: FloatArray, num_sms: int, sharpness: float) -> FloatArray:
+    """Waves that `tiles` take on `num_sms` SMs, one at least; sharpness 0 counts fractions, 1 whole waves."""
+    waves = np.maximum(tiles / num_sms, 1.0)
+    return np.asarray(waves * (np.ceil(waves) / waves) ** sharpness)
+
+
+def cached_frac(num_bytes: FloatArray, cache_bytes: float) -> FloatArray:
+    """Share of a working set that repeated runs find in a cache of `cache_bytes`: 1 far below, 0 far above."""
+    return np.asarray(1.0 / (1.0 + (num_bytes / max(cache_bytes, 1.0)) ** CACHE_SHARPNESS))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GemmCurve:
     """C[m,n] = A[m,k]·B[k,n]; formula in the module's docstring.
 
-    `tail_waves` of idle SMs follow the last full wave; `wave_sharpness` 0 = waves count as fractions, 1 = as whole
-    numbers. Activations that reach the operator in bf16 are quantised at `quantise_frac` of the bandwidth, each row
-    costing as much as `quantise_row` more elements.
+    `wave_sharpness` 0 = waves count as fractions, 1 = as whole numbers. `tile_half`: rows and columns by which a tile's
+    arithmetic is longer than its size (shared memory). Activations that reach the operator in bf16 are quantised at
+    `quantise_frac` of the bandwidth, each row costing as much as `quantise_row` more elements.
+
+    Two effects belong to the measurement and not to serving, where weights come from memory and rows are padded:
+    repeated runs find weights of up to `cache_bytes` in the L2 cache, at `cache_frac` of the memory bandwidth; a number
+    of rows that is no multiple of four costs `odd_s` and `odd_frac` of the product.
     """
 
     launch_s: float = 3e-6
     compute_frac: float = 0.75
     memory_frac: float = 0.8
-    exponent: float = 4.0
-    k_half: float = 200.0
-    tail_waves: float = 0.1
+    exponent: float = 3.0
+    k_half: float = 150.0
+    tile_half: float = 8.0
+    sm_share: float = 3.0
+    split_s: float = 1.5e-6
     wave_sharpness: float = 0.2
     k_step_s: float = 0.2e-9
     quantise_frac: float = 0.4
     quantise_row: float = 0.0
+    cache_bytes: float = 0.0
+    cache_frac: float = 1.5
+    odd_s: float = 0.0
+    odd_frac: float = 0.0
 
     BOUNDS: ClassVar[Bounds] = {
         "launch_s": (0.5e-6, 40e-6),
@@ -94,28 +124,53 @@ class GemmCurve:
         "memory_frac": (0.3, 1.05),
         "exponent": (1.0, 12.0),
         "k_half": (0.0, 4000.0),
-        "tail_waves": (0.0, 4.0),
+        "tile_half": (0.0, 200.0),
+        "sm_share": (1.0, 12.0),
+        "split_s": (0.0, 10e-6),
         "wave_sharpness": (0.0, 1.0),
         "k_step_s": (0.0, 20e-9),
         "quantise_frac": (0.02, 1.0),
         "quantise_row": (0.0, 8000.0),
+        "cache_bytes": (0.0, 60e6),
+        "cache_frac": (1.05, 6.0),
+        "odd_s": (0.0, 30e-6),
+        "odd_frac": (0.0, 1.0),
     }
 
     def seconds(self, gpu: Gpu, m: FloatArray, n: FloatArray, k: FloatArray, dtype: str) -> FloatArray:
-        """Broadcast shape of m, n, k: s per call."""
-        bandwidth = gpu.bandwidth_bytes_per_s
-        waves = np.ceil(m / TILE) * np.ceil(n / TILE) / gpu.num_sms
-        if self.wave_sharpness > 0:
-            waves = waves * (np.ceil(waves) / np.maximum(waves, 1e-9)) ** self.wave_sharpness
-        flop = 2.0 * TILE * TILE * gpu.num_sms * (waves + self.tail_waves) * (k + self.k_half)
-        compute_s = flop / (gpu.peak_flop_per_s(COMPUTE_DTYPE[dtype]) * self.compute_frac)
-        num_bytes = n * k * WEIGHT_BYTES[dtype] + m * k * ACTIVATION_IN_BYTES[dtype] + m * n * ACTIVATION_BYTES
-        memory_s = num_bytes / (bandwidth * self.memory_frac)
+        """Broadcast shape of m, n, k: s per call in serving, weights read from memory."""
+        padded = np.ceil(m / PADDED_ROWS) * PADDED_ROWS
         return np.asarray(
             self.launch_s
-            + self._quantise_s(bandwidth, m, k, dtype)
-            + softmax_norm(self.exponent, compute_s, memory_s, k * self.k_step_s + 0.0 * m)
+            + self._quantise_s(gpu.bandwidth_bytes_per_s, m, k, dtype)
+            + self._product_s(gpu, padded, n, k, dtype, self._bytes(m, n, k, dtype) / self.memory_frac)
         )
+
+    def measured_s(self, gpu: Gpu, m: FloatArray, n: FloatArray, k: FloatArray, dtype: str) -> FloatArray:
+        """The same as a benchmark measures it, repeated on few buffers and with any number of rows."""
+        cached = cached_frac(n * k * WEIGHT_BYTES[dtype], self.cache_bytes)
+        per_frac = cached / max(self.cache_frac, self.memory_frac) + (1.0 - cached) / self.memory_frac
+        product_s = self._product_s(gpu, m, n, k, dtype, self._bytes(m, n, k, dtype) * per_frac)
+        odd = (m % PADDED_ROWS > 0).astype(np.float64)
+        overhead_s = self.launch_s + self._quantise_s(gpu.bandwidth_bytes_per_s, m, k, dtype) + odd * self.odd_s
+        return np.asarray(overhead_s + product_s * (1.0 + odd * self.odd_frac))
+
+    def _bytes(self, m: FloatArray, n: FloatArray, k: FloatArray, dtype: str) -> FloatArray:
+        weights = n * k * WEIGHT_BYTES[dtype]
+        return np.asarray(weights + m * k * ACTIVATION_IN_BYTES[dtype] + m * n * ACTIVATION_BYTES)
+
+    def _product_s(
+        self, gpu: Gpu, m: FloatArray, n: FloatArray, k: FloatArray, dtype: str, bytes_over_frac: FloatArray
+    ) -> FloatArray:
+        shape = np.broadcast(m, n, k).shape
+        m, n, k = (np.broadcast_to(values, shape)[..., None, None] for values in (m, n, k))
+        rows, columns = TILE_ROWS[:, None], TILE_COLUMNS[:, None]
+        step = step_s(gpu, dtype, self, rows, columns, np.minimum(rows, m))
+        tiles = np.ceil(m / rows) * np.ceil(n / columns) * SPLITS
+        loop = waves_of(tiles, gpu.num_sms, self.wave_sharpness) * (k / SPLITS + self.k_half) * step
+        fastest = (loop + self.split_s * np.log2(SPLITS)).min(axis=(-2, -1))
+        memory_s = bytes_over_frac / gpu.bandwidth_bytes_per_s
+        return softmax_norm(self.exponent, fastest, memory_s, k[..., 0, 0] * self.k_step_s)
 
     def _quantise_s(self, bandwidth_bytes_per_s: float, m: FloatArray, k: FloatArray, dtype: str) -> FloatArray | float:
         bytes_in = ACTIVATION_IN_BYTES[dtype]
@@ -125,71 +180,30 @@ class GemmCurve:
         return np.asarray(moved / (bandwidth_bytes_per_s * self.quantise_frac))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExpertLayer:
-    """Shape of a gated expert layer on one GPU: `intermediate` and `experts_per_gpu` are its share."""
+class TileCosts(Protocol):
+    """What a curve says about one SM working on one tile."""
 
-    hidden: FloatArray | float
-    intermediate: FloatArray | float
-    num_experts: FloatArray | float
-    experts_per_gpu: FloatArray | float
-    top_k: FloatArray | float
+    @property
+    def compute_frac(self) -> float:
+        """Share of the SM's peak."""
+
+    @property
+    def tile_half(self) -> float:
+        """Rows and columns by which a tile's arithmetic is longer."""
+
+    @property
+    def sm_share(self) -> float:
+        """Bandwidth of one SM alone over an even share of it."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExpertCurve:
-    """Fused gated expert layer: t = launch + global + ‖ FLOP/(peak·η_c), bytes/(bandwidth·η_m) ‖_p.
-
-    Of T tokens routed over all ranks, T·top_k·(experts_per_gpu/num_experts)·imbalance pairs reach this GPU, and touch
-    E·(1 − e^(−spread·pairs/E)) of its E experts (1 = uniform at random, > 1 = dealt out evenly). `imbalance` is that
-    of the busiest rank, 1 + imbalance_per_doubling·log2(ranks). Each touched expert pays `pad_rows` rows that hold no
-    token, and `k_half` more steps along each of its reductions. `routing_frac`: pairs of *all* ranks pass through the
-    layer's sorting and activation buffers at this share of the bandwidth. `fill_bytes`: what could have been moved
-    while the kernel fills its pipelines.
-    """
-
-    launch_s: float = 15e-6
-    compute_frac: float = 0.6
-    memory_frac: float = 0.7
-    exponent: float = 4.0
-    pad_rows: float = 16.0
-    k_half: float = 200.0
-    spread: float = 1.0
-    imbalance_per_doubling: float = 0.0
-    routing_frac: float = 1.0
-    fill_bytes: float = 1e6
-
-    BOUNDS: ClassVar[Bounds] = {
-        "launch_s": (2e-6, 80e-6),
-        "compute_frac": (0.03, 1.05),
-        "memory_frac": (0.1, 1.05),
-        "exponent": (1.0, 12.0),
-        "pad_rows": (0.0, 256.0),
-        "k_half": (0.0, 4000.0),
-        "spread": (0.2, 3.0),
-        "imbalance_per_doubling": (0.0, 0.6),
-        "routing_frac": (0.01, 100.0),
-        "fill_bytes": (0.0, 1e8),
-    }
-
-    def seconds(self, gpu: Gpu, tokens: FloatArray, layer: ExpertLayer, dtype: str) -> FloatArray:
-        """Broadcast shape of tokens and layer: s per call."""
-        bandwidth = gpu.bandwidth_bytes_per_s
-        ranks = layer.num_experts / layer.experts_per_gpu
-        all_pairs = tokens * layer.top_k
-        even = np.asarray(all_pairs / ranks)
-        pairs = even * (1.0 + self.imbalance_per_doubling * np.log2(ranks))
-        touched = np.minimum(layer.experts_per_gpu * -np.expm1(-self.spread * even / layer.experts_per_gpu), even)
-        touched = np.maximum(touched, np.minimum(even, 1.0))
-        weights = 3.0 * layer.hidden * layer.intermediate
-        loop = (1.0 + self.k_half / layer.hidden + 0.5 * self.k_half / layer.intermediate) * weights
-        flop = 2.0 * (pairs + self.pad_rows * touched) * loop
-        compute_s = flop / (gpu.peak_flop_per_s(COMPUTE_DTYPE[dtype]) * self.compute_frac)
-        io_bytes = ACTIVATION_BYTES * (2.0 * layer.hidden + 3.0 * layer.intermediate)
-        num_bytes = touched * weights * WEIGHT_BYTES[dtype] + pairs * io_bytes + self.fill_bytes
-        memory_s = num_bytes / (bandwidth * self.memory_frac)
-        routing_s = all_pairs * io_bytes / (bandwidth * self.routing_frac)
-        return np.asarray(self.launch_s + routing_s + softmax_norm(self.exponent, compute_s, memory_s))
+def step_s(
+    gpu: Gpu, dtype: str, costs: TileCosts, rows: FloatArray, columns: FloatArray, filled_rows: FloatArray
+) -> FloatArray:
+    """Seconds of one SM per unit of k on a tile of rows × columns, `filled_rows` of which hold tokens."""
+    flop = 2.0 * (rows * columns + costs.tile_half * (rows + columns))
+    compute_s = flop * gpu.num_sms / (gpu.peak_flop_per_s(COMPUTE_DTYPE[dtype]) * costs.compute_frac)
+    num_bytes = columns * WEIGHT_BYTES[dtype] + filled_rows * ACTIVATION_IN_BYTES[dtype]
+    return np.maximum(compute_s, num_bytes * gpu.num_sms / (gpu.bandwidth_bytes_per_s * costs.sm_share))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -208,17 +222,37 @@ class ElementwiseCurve:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecurrentCurve:
-    """Prefill of a recurrent layer: t = launch + tokens·(step + bytes per token/(bandwidth·η_m)).
+    """Prefill of a recurrent layer: t = launch + ‖ length·step, bytes/(bandwidth·η_m) ‖_p.
 
-    `step_s`: a token's share of the chain of chunk states, which no width of the GPU shortens.
+    `step_s`: a token's share of the chain of chunk states, which sequences and heads walk side by side and no width of
+    the GPU shortens. Benchmarks find up to `cache_bytes` in the L2 cache, at `cache_frac` of the memory bandwidth.
     """
 
     launch_s: float = 20e-6
-    step_s: float = 2e-9
-    memory_frac: float = 0.4
+    step_s: float = 20e-9
+    memory_frac: float = 0.3
+    exponent: float = 2.0
+    cache_bytes: float = 0.0
+    cache_frac: float = 0.5
 
-    BOUNDS: ClassVar[Bounds] = {"launch_s": (1e-6, 200e-6), "step_s": (0.0, 1e-6), "memory_frac": (0.005, 1.05)}
+    BOUNDS: ClassVar[Bounds] = {
+        "launch_s": (1e-6, 200e-6),
+        "step_s": (0.0, 1e-6),
+        "memory_frac": (0.005, 1.05),
+        "exponent": (1.0, 8.0),
+        "cache_bytes": (0.0, 200e6),
+        "cache_frac": (0.005, 8.0),
+    }
 
     def s_per_token(self, gpu: Gpu, bytes_per_token: FloatArray) -> FloatArray:
-        """Shape of bytes_per_token: s per token."""
-        return np.asarray(self.step_s + bytes_per_token / (gpu.bandwidth_bytes_per_s * self.memory_frac))
+        """Shape of bytes_per_token: s per token of one long prompt, which reads from memory."""
+        memory_s = bytes_per_token / (gpu.bandwidth_bytes_per_s * self.memory_frac)
+        return softmax_norm(self.exponent, np.asarray(self.step_s + 0.0 * bytes_per_token), memory_s)
+
+    def measured_s(self, gpu: Gpu, num_seqs: FloatArray, length: FloatArray, bytes_per_token: FloatArray) -> FloatArray:
+        """`num_seqs` prompts of `length` tokens, as a benchmark measures them: s per call."""
+        num_bytes = num_seqs * length * bytes_per_token
+        near = cached_frac(num_bytes, self.cache_bytes)
+        per_frac = near / max(self.cache_frac, self.memory_frac) + (1.0 - near) / self.memory_frac
+        memory_s = num_bytes * per_frac / gpu.bandwidth_bytes_per_s
+        return np.asarray(self.launch_s + softmax_norm(self.exponent, length * self.step_s, memory_s))

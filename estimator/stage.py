@@ -86,8 +86,8 @@ class StepKernels:
     """Kernel seconds of one stage and rank on the token grid; symbols in the module's docstring.
 
     `window_*` belong to windowed and top-k layers, which read at most `window_tokens` tokens a sequence.
-    `is_latent`: attention reads one latent for all heads. `prefill_launch_s` once a mixed step, `prefill_s_per_token`
-    per new token.
+    `is_latent`: attention reads one latent for all heads. `prefill_launch_s` once a mixed step of that many tokens,
+    `prefill_s_per_token` per new token.
     """
 
     tokens: FloatArray
@@ -99,7 +99,7 @@ class StepKernels:
     window_read_s_per_token: FloatArray
     window_tokens: int = 0
     is_latent: bool = False
-    prefill_launch_s: float = 0.0
+    prefill_launch_s: FloatArray
     prefill_s_per_token: float = 0.0
     pair_s: float = 0.0
     window_pair_s: float = 0.0
@@ -109,11 +109,15 @@ class StepKernels:
         """Add `count` runs of an attention operator."""
         decode, prefill = lines.decode, lines.prefill
         self.decode_launch_s = self.decode_launch_s + count * decode.launch_s
-        self.prefill_launch_s += count * prefill.launch_s
+        thin_s = prefill.thin_s(self.tokens, lines.window_tokens)
+        self.prefill_launch_s = self.prefill_launch_s + count * (prefill.launch_s + thin_s)
         self.prefill_s_per_token += count * prefill.s_per_token
         if lines.window_tokens:
             self.window_tokens = max(self.window_tokens, lines.window_tokens)
-            self.window_read_s_per_token = self.window_read_s_per_token + count * decode.s_per_cached_token
+            inside_s = decode.s_per_cached_token * (1.0 - decode.outside_frac)
+            outside_s = decode.s_per_cached_token * decode.outside_frac
+            self.window_read_s_per_token = self.window_read_s_per_token + count * inside_s
+            self.read_s_per_token = self.read_s_per_token + count * outside_s
             self.window_pair_s += count * prefill.s_per_pair
         else:
             self.read_s_per_token = self.read_s_per_token + count * decode.s_per_cached_token
@@ -137,6 +141,7 @@ def step_kernels(
         decode_launch_s=zeros,
         read_s_per_token=zeros,
         window_read_s_per_token=zeros,
+        prefill_launch_s=zeros,
         transfer_s=zeros,
     )
     operators = tuple(operators)

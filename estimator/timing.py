@@ -18,11 +18,10 @@ from numpy.typing import ArrayLike
 
 from estimator.attention import DecodeCurve, DecodeLine, PrefillCurve, PrefillLine
 from estimator.collectives import CollectiveKind, LinkCurve, link_bytes_per_s, network_seconds
+from estimator.experts import ExpertCurve, ExpertLayer, expert_load
 from estimator.hardware import Gpu
 from estimator.roofline import (
     ElementwiseCurve,
-    ExpertCurve,
-    ExpertLayer,
     FloatArray,
     GemmCurve,
     RecurrentCurve,
@@ -92,8 +91,13 @@ class OperatorTiming:
             experts_per_gpu=experts_per_gpu,
             top_k=top_k,
         )
-        curve = self._curve("moe_power_law" if power_law else "moe", dtype, ExpertCurve)
-        return curve.seconds(self.gpu, _array(tokens), layer, dtype)
+        counts = np.atleast_1d(_array(tokens))
+        load = expert_load(counts, layer, "power_law" if power_law else "uniform")
+        seconds = self._curve("moe", dtype, ExpertCurve).seconds(self.gpu, load, layer, dtype)
+        # whole experts make small steps down where the power law changes its range: more tokens never cost less
+        order = np.argsort(counts)
+        seconds[order] = np.maximum.accumulate(seconds[order])
+        return np.asarray(seconds.reshape(np.shape(tokens)))
 
     def context_attention(
         self, *, num_heads: int, num_kv_heads: int, head_dim: int, window_tokens: int = 0, kv_dtype: str

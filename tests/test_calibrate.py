@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +13,22 @@ import pytest
 
 from estimator.attention import DecodeCurve, HeadShape
 from estimator.calibrate import CARDS_DIR, fit_group, fit_operators
-from estimator.calibrate_tables import Group, measured_groups, version_key
+from estimator.calibrate_groups import Group, Predict, Rows, version_key
+from estimator.calibrate_tables import measured_groups
 from estimator.catalogue.gpus import gpu_names, load_gpu
 from estimator.catalogue.timing import CURVES, read_card
 from estimator.collectives import LinkCurve
 from estimator.errors import BestServeError
-from estimator.roofline import ExpertCurve, ExpertLayer, FloatArray, GemmCurve
+from estimator.experts import ExpertCurve, ExpertLayer, expert_load
+from estimator.hardware import Gpu
+from estimator.roofline import FloatArray, GemmCurve
 
 GPU = load_gpu("h100_sxm")
 
 
-def synthetic(curve: Any, predict: Callable[[Any], FloatArray], noise: float = 0.0) -> Group:
+def synthetic(curve: Any, predict: Predict, columns: dict[str, FloatArray], noise: float = 0.0) -> Group:
     """Rows that `curve` itself makes, with log-normal noise of a fixed seed."""
-    seconds = predict(curve)
+    seconds = predict(curve, GPU, columns)
     jitter = np.exp(noise * np.random.default_rng(7).standard_normal(seconds.shape))
     return Group(
         kind="synthetic",
@@ -35,8 +38,8 @@ def synthetic(curve: Any, predict: Callable[[Any], FloatArray], noise: float = 0
         version="1",
         kernel="none",
         curve=type(curve),
-        latency_s=seconds * jitter,
-        predict=predict,
+        rows={**columns, "latency_us": 1e6 * seconds * jitter},
+        model=predict,
     )
 
 
@@ -47,39 +50,73 @@ def shapes(num: int, *ranges: tuple[float, float]) -> list[FloatArray]:
     return [np.asarray(np.round(column), dtype=np.float64) for column in columns]
 
 
+def gemm(curve: GemmCurve, gpu: Gpu, x: Rows) -> FloatArray:
+    """Products in bf16."""
+    return curve.seconds(gpu, x["m"], x["n"], x["k"], "bf16")
+
+
+def gemm_shapes(num: int) -> dict[str, FloatArray]:
+    """Rows, columns and depths of products."""
+    return dict(zip("mnk", shapes(num, (1, 32768), (128, 65536), (128, 65536)), strict=True))
+
+
 def test_a_gemm_fit_gives_back_the_card_that_made_the_rows() -> None:
     """From noiseless rows of a known curve the fit finds launch and efficiencies to 3 %, and every row to 0.5 %."""
-    m, n, k = shapes(3000, (1, 32768), (128, 65536), (128, 65536))
-    truth = GemmCurve(launch_s=4e-6, compute_frac=0.68, memory_frac=0.83, exponent=5.0, k_half=300.0, tail_waves=0.2)
-    fit = fit_group(synthetic(truth, lambda curve: curve.seconds(GPU, m, n, k, "bf16")))
+    truth = GemmCurve(launch_s=4e-6, compute_frac=0.68, memory_frac=0.83, exponent=5.0, k_half=300.0)
+    fit = fit_group(synthetic(truth, gemm, gemm_shapes(500)))
     for name in ("launch_s", "compute_frac", "memory_frac"):
         assert getattr(fit.curve, name) == pytest.approx(getattr(truth, name), rel=0.03), name
     assert fit.median_error_frac < 0.005
 
 
 def test_a_noisy_fit_reports_the_noise_as_its_residual() -> None:
-    """With 10 % log-normal noise the median residual is 0.674 × 10 %, that of a normal distribution, within a tenth."""
-    m, n, k = shapes(4000, (1, 32768), (128, 65536), (128, 65536))
-    fit = fit_group(synthetic(GemmCurve(), lambda curve: curve.seconds(GPU, m, n, k, "bf16"), noise=0.1))
-    assert fit.median_error_frac == pytest.approx(0.0674, rel=0.1)
+    """With 10 % log-normal noise the median residual is 0.674 × 10 %, that of a normal distribution, within 15 %."""
+    fit = fit_group(synthetic(GemmCurve(), gemm, gemm_shapes(800), noise=0.1))
+    assert fit.median_error_frac == pytest.approx(0.0674, rel=0.15)
+
+
+def test_held_out_shapes_of_a_noiseless_curve_are_predicted() -> None:
+    """A quarter of the shapes is left out of a second fit, which finds them to 1 %; without shapes there is none."""
+    group = synthetic(GemmCurve(memory_frac=0.7), gemm, gemm_shapes(200))
+    fit = fit_group(replace(group, shape=("n", "k")))
+    assert fit.held_out_error_frac is not None
+    assert fit.held_out_error_frac < 0.01
+    assert fit_group(replace(group, rows={n: c[:50] for n, c in group.rows.items()})).held_out_error_frac is None
+
+
+def test_fixed_parameters_keep_their_defaults() -> None:
+    """A parameter that the rows say nothing about is not moved by the fit."""
+    group = synthetic(GemmCurve(), gemm, gemm_shapes(300), noise=0.05)
+    fixed = fit_group(replace(group, fixed=frozenset(("tile_half", "odd_s"))))
+    assert (fixed.curve.tile_half, fixed.curve.odd_s) == (GemmCurve().tile_half, GemmCurve().odd_s)
 
 
 def test_attention_expert_and_link_fits_give_back_their_rows() -> None:
     """Decode attention, expert layers and all-reduce are recovered to a median of 1 % from noiseless rows."""
-    n, tokens, heads, kv_heads = shapes(2000, (1, 512), (128, 65536), (8, 64), (1, 8))
-    shape = HeadShape(num_heads=heads, num_kv_heads=kv_heads, dims=256.0, kv_bytes=512.0, io_bytes=512.0 * heads)
+    n, tokens, heads, kv_heads = shapes(800, (1, 512), (128, 65536), (8, 64), (1, 8))
 
-    def decode(curve: DecodeCurve) -> FloatArray:
-        line = curve.line(GPU, n, shape)
-        return np.asarray(line.launch_s + line.s_per_cached_token * n * tokens)
+    def decode(curve: DecodeCurve, gpu: Gpu, x: Rows) -> FloatArray:
+        heads, kv_heads = x["heads"], x["kv_heads"]
+        shape = HeadShape(num_heads=heads, num_kv_heads=kv_heads, dims=256.0, kv_bytes=512.0, io_bytes=512.0 * heads)
+        line = curve.line(gpu, x["n"], shape)
+        return np.asarray(line.launch_s + line.s_per_cached_token * x["n"] * x["tokens"])
 
-    routed, ep, inner = shapes(2000, (1, 16384), (1, 64), (256, 4096))
-    layer = ExpertLayer(hidden=4096.0, intermediate=inner, num_experts=128.0, experts_per_gpu=128 / ep, top_k=8.0)
+    def experts(curve: ExpertCurve, gpu: Gpu, x: Rows) -> FloatArray:
+        layer = ExpertLayer(
+            hidden=4096.0, intermediate=x["inner"], num_experts=128.0, experts_per_gpu=128 / x["ep"], top_k=8.0
+        )
+        return curve.seconds(gpu, expert_load(x["routed"], layer, "uniform"), layer, "fp8")
+
+    def link(curve: LinkCurve, gpu: Gpu, x: Rows) -> FloatArray:
+        return curve.seconds(gpu, "all_reduce", x["message"], 8)
+
+    routed, ep, inner = shapes(150, (1, 16384), (1, 64), (256, 4096))
     (message,) = shapes(200, (256, 1e9))
+    attention = {"n": n, "tokens": tokens, "heads": heads, "kv_heads": kv_heads}
     groups = [
-        synthetic(DecodeCurve(memory_frac=0.86, split_half=3.0, block_tokens=90.0), decode),
-        synthetic(ExpertCurve(launch_s=2e-5), lambda curve: curve.seconds(GPU, routed, layer, "fp8")),
-        synthetic(LinkCurve(launch_s=3e-6), lambda curve: curve.seconds(GPU, "all_reduce", message, 8)),
+        synthetic(DecodeCurve(memory_frac=0.86, split_half=3.0, block_tokens=90.0), decode, attention),
+        synthetic(ExpertCurve(launch_s=2e-5), experts, {"routed": routed, "ep": ep, "inner": inner}),
+        synthetic(LinkCurve(launch_s=3e-6), link, {"message": message}),
     ]
     for group in groups:
         assert fit_group(group).median_error_frac < 0.01, group.curve
@@ -157,7 +194,7 @@ def test_cards_hold_on_rows_they_were_not_fitted_on(shared: Path) -> None:
             rows = rows[(rows["gemm_dtype"] == measured_name) & (rows["n"] >= 128) & (rows["k"] >= 128)]
             rows = rows[rows["m"] >= 1].sample(2000, random_state=99)
             m, n, k = (rows[name].to_numpy(dtype=np.float64) for name in ("m", "n", "k"))
-            predicted = curves[engine, "gemm", dtype].curve.seconds(GPU, m, n, k, dtype)
+            predicted = curves[engine, "gemm", dtype].curve.measured_s(GPU, m, n, k, dtype)
             assert np.median(np.abs(predicted / (rows["latency_us"] * 1e-6) - 1)) < 0.11, (engine, dtype)
 
 

@@ -18,14 +18,14 @@ from estimator.attention import DecodeCurve, PrefillCurve
 from estimator.catalogue.gpus import gpu_names, load_gpu
 from estimator.collectives import LinkCurve
 from estimator.errors import require
+from estimator.experts import ExpertCurve
 from estimator.hardware import Gpu
-from estimator.roofline import ElementwiseCurve, ExpertCurve, GemmCurve, RecurrentCurve
+from estimator.roofline import ElementwiseCurve, GemmCurve, RecurrentCurve
 from estimator.timing import FittedCurve, OperatorTiming, Tier
 
 CURVES: Mapping[str, type[Any]] = {
     "gemm": GemmCurve,
     "moe": ExpertCurve,
-    "moe_power_law": ExpertCurve,
     "context_attention": PrefillCurve,
     "context_attention_windowed": PrefillCurve,
     "generation_attention": DecodeCurve,
@@ -53,9 +53,9 @@ SISTER_KINDS: Mapping[str, str] = {
     "sparse_generation_attention": "latent_generation_attention",
     "context_attention_windowed": "context_attention",
     "generation_attention_windowed": "generation_attention",
-    "moe_power_law": "moe",
 }
 ENGINES = ("vllm", "sglang", "trtllm")
+LIBRARIES = ("deepep", "nccl")  # exchanges of tokens and collectives that every engine may use, the better one first
 Key = tuple[str, str, str]  # engine, kind, dtype
 
 
@@ -104,7 +104,7 @@ def _resolved(gpu_name: str, architecture: str, engine: str) -> dict[tuple[str, 
     sources = list(_sources(gpu_name, architecture, engine))
     curves: dict[tuple[str, str], FittedCurve] = {}
     for card_name, card_engine in sources:
-        tier: Tier = "fitted" if card_name == gpu_name and card_engine in (engine, "nccl") else "borrowed"
+        tier: Tier = "fitted" if card_name == gpu_name and card_engine in (engine, *LIBRARIES) else "borrowed"
         for (of_engine, kind, dtype), fitted in _card(card_name).items():
             if of_engine != card_engine:
                 continue
@@ -117,7 +117,7 @@ def _resolved(gpu_name: str, architecture: str, engine: str) -> dict[tuple[str, 
 
 def _sources(gpu_name: str, architecture: str, engine: str) -> Iterator[tuple[str, str]]:
     """(card, engine) in the order in which curves are taken."""
-    engines = (engine, "nccl", *(other for other in ENGINES if other != engine))
+    engines = (engine, *LIBRARIES, *(other for other in ENGINES if other != engine))
     sisters = [name for name in gpu_names() if name != gpu_name and load_gpu(name).architecture == architecture]
     for name in (gpu_name, *sisters):
         for of_engine in engines:

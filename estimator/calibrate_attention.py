@@ -1,0 +1,185 @@
+"""Measured attention, indexer and delta nets as groups ready to fit; tables as in `estimator.calibrate_tables`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from estimator.attention import DecodeCurve, HeadShape, PrefillCurve
+from estimator.calibrate_groups import (
+    HOST_BOUND_S,
+    KV_DTYPES,
+    NUMBER_BYTES,
+    Group,
+    Rows,
+    by_columns,
+    group_of,
+    newest_rows,
+    version_key,
+)
+from estimator.catalogue.gpus import load_gpu
+from estimator.hardware import Gpu
+from estimator.roofline import ElementwiseCurve, FloatArray, RecurrentCurve
+from estimator.shapes import (
+    INDEX_KEY_BYTES,
+    delta_net_bytes_per_seq,
+    delta_net_bytes_per_token,
+    grouped_heads,
+    latent_heads,
+)
+
+MOST_HEADS = 64
+MOST_GROUP = 16  # query heads per key/value head of grouped models (Llama-3.1-405B, Qwen3-235B)
+HEADS = ("num_heads", "num_key_value_heads", "head_dim")
+NO_WINDOW = frozenset(("outside_frac",))
+
+
+def _windowed(table: pd.DataFrame) -> pd.DataFrame:
+    window = table["window_size"].fillna(0.0)
+    return table.assign(window_size=window, windowed=np.where(window > 0, "_windowed", ""))
+
+
+def context(folder: Path) -> Iterator[Group]:
+    table = _windowed(pd.read_parquet(folder / "op_context_attention.parquet"))
+    table = table[table["isl"] * table["batch_size"] >= 64]
+    table = table[table["isl"] >= 64]
+    for rows in by_columns(table, "gpu", "backend", "kv_cache_dtype", "windowed"):
+        fp8 = rows[rows["attn_dtype"] == "fp8"]
+        newest = rows["version"] == max(rows["version"].unique(), key=version_key)
+        fp8 = fp8[fp8["version"].isin(rows["version"][newest].unique())]
+        rows = fp8 if len(fp8) else rows[rows["attn_dtype"] == "bfloat16"]
+        if not len(rows):
+            continue
+        dtype = KV_DTYPES[str(rows["kv_cache_dtype"].iloc[0])]
+
+        def predict(curve: PrefillCurve, gpu: Gpu, x: Rows, dtype: str = dtype) -> FloatArray:
+            heads = grouped_heads(x["num_heads"], x["num_key_value_heads"], x["head_dim"], NUMBER_BYTES[dtype])
+            return _prefill_s(curve, gpu, x, heads)
+
+        kind = "context_attention" + str(rows["windowed"].iloc[0])
+        newest = newest_rows(rows)
+        if _is_physical(newest):
+            yield from group_of(kind, dtype, newest, PrefillCurve, predict, shape=HEADS)
+
+
+def _is_physical(rows: pd.DataFrame) -> bool:
+    """Whether no more than 1 % of prefill rows multiply faster than the data sheet's peak of their arithmetic.
+
+    More means rows mislabelled: some kernels ran with a window that the table does not state.
+    """
+    gpu = load_gpu(str(rows["gpu"].iloc[0]))
+    peak = gpu.peak_flop_per_s("fp8" if rows["attn_dtype"].iloc[0] == "fp8" else "bf16")
+    isl = rows["isl"].astype(float)
+    window = isl.where(rows["window_size"] == 0, np.minimum(isl, rows["window_size"]))
+    pairs = rows["batch_size"] * (isl * window - window * (window - 1.0) / 2.0)
+    flop = 4.0 * rows["num_heads"] * rows["head_dim"] * pairs
+    return bool((flop / (rows["latency_us"] * 1e-6) > peak).mean() <= 0.01)
+
+
+def _prefill_s(curve: PrefillCurve, gpu: Gpu, x: Rows, heads: HeadShape) -> FloatArray:
+    isl = x["isl"]
+    window = np.minimum(np.where(x.get("window_size", 0.0 * isl) > 0, x.get("window_size", isl), isl), isl)
+    pairs = x["batch_size"] * (isl * window - window * (window - 1.0) / 2.0)
+    s_per_pair, s_per_token = curve.coefficients(gpu, heads)
+    tokens = x["batch_size"] * isl
+    thin = np.sqrt(1.0 + (curve.thin_tokens(gpu, heads) / tokens) ** 2)
+    return np.asarray(curve.launch_s + s_per_pair * pairs * thin + s_per_token * tokens)
+
+
+def generation(folder: Path) -> Iterator[Group]:
+    table = _windowed(pd.read_parquet(folder / "op_generation_attention.parquet"))
+    table = table[(table["step"] >= 127) & (table["num_heads"] <= MOST_HEADS)]
+    table = table[table["num_heads"] <= MOST_GROUP * table["num_key_value_heads"]]
+    for rows in by_columns(table, "gpu", "backend", "kv_cache_dtype", "windowed"):
+        dtype = KV_DTYPES[str(rows["kv_cache_dtype"].iloc[0])]
+
+        def predict(curve: DecodeCurve, gpu: Gpu, x: Rows, dtype: str = dtype) -> FloatArray:
+            heads = grouped_heads(x["num_heads"], x["num_key_value_heads"], x["head_dim"], NUMBER_BYTES[dtype])
+            return _decode_s(curve, gpu, x, heads)
+
+        kind = "generation_attention" + str(rows["windowed"].iloc[0])
+        fixed = frozenset[str]() if rows["windowed"].iloc[0] else NO_WINDOW
+        yield from group_of(kind, dtype, newest_rows(rows), DecodeCurve, predict, shape=HEADS, fixed=fixed)
+
+
+def _decode_s(curve: DecodeCurve, gpu: Gpu, x: Rows, heads: HeadShape) -> FloatArray:
+    cached = x["step"] + 1.0
+    window = x.get("window_size", 0.0 * cached)
+    outside = np.where(window > 0, np.maximum(cached - window, 0.0), 0.0)
+    cached = cached - (1.0 - curve.outside_frac) * outside
+    return curve.measured_s(gpu, x["batch_size"], x["batch_size"] * cached, heads)
+
+
+def latent(folder: Path) -> Iterator[Group]:
+    """DeepSeek-V3's latent attention without its projections: rank 512, rope 64, nope and value dims 128."""
+    prefill = pd.read_parquet(folder / "op_context_mla.parquet")
+    decode = pd.read_parquet(folder / "op_generation_mla.parquet")
+    tables = {
+        "latent_context_attention": prefill[prefill["isl"] >= 64],
+        "latent_generation_attention": decode[decode["step"] >= 127],
+    }
+    for kind, table in tables.items():
+        for rows in by_columns(table, "gpu", "backend", "kv_cache_dtype"):
+            dtype = KV_DTYPES[str(rows["kv_cache_dtype"].iloc[0])]
+            expanded = kind == "latent_context_attention"
+
+            def predict(curve: Any, gpu: Gpu, x: Rows, dtype: str = dtype, expanded: bool = expanded) -> FloatArray:
+                heads = latent_heads(x["num_heads"], (512, 128, 64, 128), NUMBER_BYTES[dtype], expanded=expanded)
+                return _prefill_s(curve, gpu, x, heads) if expanded else _decode_s(curve, gpu, x, heads)
+
+            curve = PrefillCurve if expanded else DecodeCurve
+            newest = newest_rows(rows, HOST_BOUND_S["latent"])
+            fixed = frozenset[str]() if expanded else NO_WINDOW
+            yield from group_of(kind, dtype, newest, curve, predict, shape=("num_heads",), fixed=fixed)
+
+
+def index(folder: Path) -> Iterator[Group]:
+    """Indexer of DeepSeek-V3.2's sparse attention: what its decode module takes beyond 2,048 cached tokens.
+
+    Up to there every token is picked and none is scored; beyond, attention reads 2,048 and only the indexer grows.
+    vLLM's tables alone hold the batches and lengths in which that difference stands out of the module's own scatter.
+    """
+    table = pd.read_parquet(folder / "op_dsa_generation_module.parquet")
+    table = table[(table["model"] == "deepseek-ai/DeepSeek-V3.2") & (table["backend"] == "vllm")]
+    shape = ["gpu", "backend", "version", "kv_cache_dtype", "gemm_type", "num_heads", "batch_size"]
+    table = table.assign(latency_us=table["latency_us"].astype(float))
+    picked = table[table["step"] == 2048].set_index(shape)["latency_us"].groupby(level=shape, observed=True).median()
+    longer = table[table["step"].isin([8192, 16384, 32768, 65536, 131072])].join(picked.rename("picked_us"), on=shape)
+    longer = longer.assign(latency_us=longer["latency_us"] - longer["picked_us"])
+    for rows in by_columns(longer, "gpu", "backend"):
+
+        def predict(curve: ElementwiseCurve, gpu: Gpu, x: Rows) -> FloatArray:
+            return curve.seconds(gpu, x["batch_size"] * (x["step"] + 1.0) * INDEX_KEY_BYTES)
+
+        yield from group_of("index_generation", "fp8", newest_rows(rows), ElementwiseCurve, predict)
+
+
+def delta_nets(folder: Path) -> Iterator[Group]:
+    """Gated delta nets of Qwen3.5 (128 dims a head, convolution over 4): its two kernels' times added."""
+    table = pd.read_parquet(folder / "op_gdn.parquet")
+    few = (table["seq_len"] >= 64) & (table["batch_size"] <= 8) & (table["num_tokens"] <= 65_536)
+    table = table[(table["phase"] == "generation") | few]
+    shape = ["gpu", "backend", "phase", "version", "batch_size", "seq_len", "num_k_heads", "num_v_heads"]
+    newest = pd.concat(
+        rows[rows["version"] == max(rows["version"].unique(), key=version_key)]
+        for rows in by_columns(table, "gpu", "backend", "phase")
+    )
+    newest = newest.assign(conv=newest["kernel_source"].astype(str).str.startswith("causal"))
+    medians = newest.groupby([*shape, "conv"], observed=True)["latency_us"].median().unstack("conv").dropna()
+    both = medians.sum(axis=1).rename("latency_us").reset_index()
+    for rows in by_columns(both, "gpu", "backend", "phase"):
+        phase = str(rows["phase"].iloc[0])
+
+        def predict(curve: ElementwiseCurve | RecurrentCurve, gpu: Gpu, x: Rows) -> FloatArray:
+            heads = (x["num_k_heads"], x["num_v_heads"], 128.0, 128.0, 4.0)
+            if isinstance(curve, RecurrentCurve):
+                per_token = np.asarray(delta_net_bytes_per_token(*heads))
+                return curve.measured_s(gpu, x["batch_size"], x["seq_len"], per_token)
+            return curve.seconds(gpu, x["batch_size"] * delta_net_bytes_per_seq(*heads))
+
+        curve = RecurrentCurve if phase == "context" else ElementwiseCurve
+        yield from group_of(f"delta_net_{phase}", "bf16", rows, curve, predict, shape=("num_k_heads", "num_v_heads"))

@@ -1,0 +1,121 @@
+"""How tokens spread over experts, against exact expectations and against draws; and what an expert layer takes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from estimator.catalogue.gpus import load_gpu
+from estimator.catalogue.timing import load_timing
+from estimator.experts import TILE_ROWS, ExpertLayer, Routing, expert_load, power_law_loads
+from estimator.roofline import FloatArray
+
+ROUTINGS: tuple[Routing, ...] = ("dealt", "uniform", "power_law")
+counts = st.integers(1, 20_000)
+
+
+def layer_of(num_experts: int, ep: int, top_k: int) -> ExpertLayer:
+    """A layer of DeepSeek's sizes with other experts."""
+    return ExpertLayer(
+        hidden=7168.0, intermediate=2048.0, num_experts=num_experts, experts_per_gpu=num_experts / ep, top_k=top_k
+    )
+
+
+def drawn_counts(tokens: int, num_experts: int, top_k: int, rng: np.random.Generator) -> FloatArray:
+    """Tokens of each expert when every token picks `top_k` different ones at random."""
+    picks = np.argsort(rng.random((tokens, num_experts)), axis=1)[:, :top_k]
+    return np.bincount(picks.ravel(), minlength=num_experts).astype(np.float64)
+
+
+def skewed_counts(tokens: int, num_experts: int, top_k: int, rng: np.random.Generator, skew: float) -> FloatArray:
+    """Tokens of each expert drawn from the power law, scaled to the pairs and rounded."""
+    low, high = (1.0, 0.8 * tokens) if tokens * top_k > num_experts else (0.01, 2.0)
+    power = 1.0 - skew
+    drawn = ((high**power - low**power) * rng.random(num_experts) + low**power) ** (1.0 / power)
+    counts = np.round(drawn / drawn.sum() * tokens * top_k)
+    missing = int(tokens * top_k - counts.sum())
+    counts[np.argsort(-counts)[: max(missing, 0) % num_experts]] += 1
+    return np.minimum(counts, tokens)
+
+
+def busiest(counts: FloatArray, ep: int) -> FloatArray:
+    """Rows of the experts of the rank with most of them."""
+    ranks = counts.reshape(ep, -1)
+    return np.asarray(ranks[ranks.sum(axis=1).argmax()])
+
+
+def test_dealt_tokens_touch_as_many_experts_as_there_are_pairs() -> None:
+    """3 tokens of top-8 over 256 experts on one GPU touch 24; 8 ranks see 3 each; 512 tokens touch all 32 of a rank."""
+    assert expert_load(np.array([3.0]), layer_of(256, 1, 8), "dealt").touched == pytest.approx(24.0)
+    assert expert_load(np.array([3.0]), layer_of(256, 8, 8), "dealt").touched == pytest.approx(3.0)
+    load = expert_load(np.array([512.0]), layer_of(256, 8, 8), "dealt")
+    assert (load.touched, load.rows) == (32.0, 512.0)
+    assert load.tiles[0] == pytest.approx([32.0] * 5)  # 16 rows an expert: one tile of every height
+
+
+@pytest.mark.parametrize(("tokens", "num_experts", "top_k"), [(4, 256, 8), (64, 128, 8), (300, 8, 2)])
+def test_uniform_routing_touches_what_draws_touch(tokens: int, num_experts: int, top_k: int) -> None:
+    """On one GPU the touched experts are the mean over 300 draws within 3 %."""
+    rng = np.random.default_rng(1)
+    drawn = [np.count_nonzero(drawn_counts(tokens, num_experts, top_k, rng)) for _ in range(300)]
+    load = expert_load(np.array([float(tokens)]), layer_of(num_experts, 1, top_k), "uniform")
+    assert load.touched[0] == pytest.approx(np.mean(drawn), rel=0.03)
+    assert load.rows[0] == tokens * top_k
+
+
+@pytest.mark.parametrize("tokens", [32, 512, 4096])
+@pytest.mark.parametrize("ep", [2, 8, 32])
+def test_the_busiest_rank_has_the_rows_that_draws_give_it(tokens: int, ep: int) -> None:
+    """Rows and touched experts of the busiest of ep ranks are the mean over 60 draws within 20 %, both routings."""
+    rng, layer = np.random.default_rng(2), layer_of(256, ep, 8)
+    draws = {
+        "uniform": [busiest(drawn_counts(tokens, 256, 8, rng), ep) for _ in range(60)],
+        "power_law": [busiest(skewed_counts(tokens, 256, 8, rng, 1.01), ep) for _ in range(60)],
+    }
+    for routing in ROUTINGS[1:]:
+        load = expert_load(np.array([float(tokens)]), layer, routing)
+        assert load.rows[0] == pytest.approx(np.mean([rows.sum() for rows in draws[routing]]), rel=0.20), routing
+        touched = np.mean([np.count_nonzero(rows) for rows in draws[routing]])
+        assert load.touched[0] == pytest.approx(touched, rel=0.25), routing
+
+
+@given(
+    tokens=counts,
+    ep=st.sampled_from([1, 2, 8, 64]),
+    top_k=st.sampled_from([1, 2, 8]),
+    routing=st.sampled_from(ROUTINGS),
+)
+def test_loads_stay_within_what_there_is(tokens: int, ep: int, top_k: int, routing: Routing) -> None:
+    """The busiest rank has an even share at least and all pairs at most; its tiles hold its rows, one per expert."""
+    load = expert_load(np.array([float(tokens)]), layer_of(128, ep, top_k), routing)
+    rows, touched = load.rows[0], load.touched[0]
+    assert tokens * top_k / ep - 1e-9 <= rows <= max(tokens * min(128 / ep, top_k), 1.0) + 1e-9
+    assert 0 < touched <= 128 / ep + 1e-9
+    assert touched <= rows + 1e-6 or ep > 1  # the busiest rank's experts and rows are expectations of their own
+    assert (load.tiles >= touched - 1e-9).all()
+    assert (np.diff(load.tiles[0]) <= 1e-9).all()  # higher tiles, fewer of them
+    assert (load.tiles[0] * TILE_ROWS >= 0.8 * rows).all()
+
+
+@given(tokens=counts, top_k=st.sampled_from([1, 2, 8]), skew=st.floats(1.01, 1.5))
+def test_power_law_loads_keep_the_pairs(tokens: int, top_k: int, skew: float) -> None:
+    """Mean load is tokens·k/E within rounding; no expert has more than every token; quantiles rise."""
+    one = [np.array([float(value)]) for value in (tokens, 256, top_k, skew)]
+    loads = power_law_loads(*one)[0]
+    assert loads.mean() == pytest.approx(tokens * top_k / 256, rel=0.1, abs=0.55)
+    assert loads.max() <= tokens
+    assert (np.diff(loads) >= -1e-9).all()
+
+
+def test_skewed_routing_is_slower_where_ranks_wait_and_faster_where_experts_idle() -> None:
+    """DeepSeek-V3 on 8 H200: at 4,096 tokens the busiest rank makes a power law slower, at 64 idle experts faster."""
+    timing = load_timing(load_gpu("h200_sxm"), "vllm")
+    shape = {"hidden": 7168, "intermediate": 2048, "num_experts": 256, "top_k": 8, "dtype": "fp8_block"}
+
+    def seconds(tokens: float, experts_per_gpu: int, power_law: bool) -> float:
+        return float(timing.moe_s([tokens], experts_per_gpu=experts_per_gpu, power_law=power_law, **shape)[0])  # type: ignore[arg-type]
+
+    assert seconds(4096, 32, True) > 1.15 * seconds(4096, 32, False)
+    assert seconds(64, 256, True) < seconds(64, 256, False)
