@@ -26,7 +26,7 @@ def layer_of(num_experts: int, ep: int, top_k: int) -> ExpertLayer:
 def drawn_counts(tokens: int, num_experts: int, top_k: int, rng: np.random.Generator) -> FloatArray:
     """Tokens of each expert when every token picks `top_k` different ones at random."""
     picks = np.argsort(rng.random((tokens, num_experts)), axis=1)[:, :top_k]
-    return np.bincount(picks.ravel(), minlength=num_experts).astype(np.float64)
+    return np.asarray(np.bincount(picks.ravel(), minlength=num_experts), dtype=np.float64)
 
 
 def skewed_counts(tokens: int, num_experts: int, top_k: int, rng: np.random.Generator, skew: float) -> FloatArray:
@@ -51,7 +51,7 @@ def test_dealt_tokens_touch_as_many_experts_as_there_are_pairs() -> None:
     assert expert_load(np.array([3.0]), layer_of(256, 1, 8), "dealt").touched == pytest.approx(24.0)
     assert expert_load(np.array([3.0]), layer_of(256, 8, 8), "dealt").touched == pytest.approx(3.0)
     load = expert_load(np.array([512.0]), layer_of(256, 8, 8), "dealt")
-    assert (load.touched, load.rows) == (32.0, 512.0)
+    assert (float(load.touched[0]), float(load.rows[0])) == (32.0, 512.0)
     assert load.tiles[0] == pytest.approx([32.0] * 5)  # 16 rows an expert: one tile of every height
 
 
