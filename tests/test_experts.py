@@ -26,7 +26,8 @@ def layer_of(num_experts: int, ep: int, top_k: int) -> ExpertLayer:
 def drawn_counts(tokens: int, num_experts: int, top_k: int, rng: np.random.Generator) -> FloatArray:
     """Tokens of each expert when every token picks `top_k` different ones at random."""
     picks = np.argsort(rng.random((tokens, num_experts)), axis=1)[:, :top_k]
-    return np.asarray(np.bincount(picks.ravel(), minlength=num_experts), dtype=np.float64)
+    loads: FloatArray = np.bincount(picks.ravel(), minlength=num_experts).astype(np.float64)
+    return loads
 
 
 def skewed_counts(tokens: int, num_experts: int, top_k: int, rng: np.random.Generator, skew: float) -> FloatArray:
