@@ -38,7 +38,7 @@ def skewed_counts(tokens: int, num_experts: int, top_k: int, rng: np.random.Gene
     counts = np.round(drawn / drawn.sum() * tokens * top_k)
     missing = int(tokens * top_k - counts.sum())
     counts[np.argsort(-counts)[: max(missing, 0) % num_experts]] += 1
-    return np.minimum(counts, tokens)
+    return np.asarray(np.minimum(counts, tokens), dtype=np.float64)
 
 
 def busiest(counts: FloatArray, ep: int) -> FloatArray:
