@@ -102,7 +102,8 @@ def expert_load(
     touched = np.maximum(touched, np.minimum(1.0, rows))
     busy = np.where(loads >= 0.5, np.minimum(loads * (rows / even)[:, None], tokens[:, None]), 0.0)
     tiles = local[:, None] * np.stack([np.ceil(busy / size - 1e-9).mean(axis=1) for size in TILE_ROWS], axis=1)
-    return ExpertLoad(tokens=tokens, touched=touched, rows=rows, tiles=np.maximum(tiles, touched[:, None]))
+    tiles = np.maximum(tiles, np.maximum(touched[:, None], rows[:, None] / TILE_ROWS))
+    return ExpertLoad(tokens=tokens, touched=touched, rows=rows, tiles=tiles)
 
 
 def _busiest(chosen: FloatArray, local: FloatArray, sigmas: FloatArray) -> FloatArray:

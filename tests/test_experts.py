@@ -97,7 +97,7 @@ def test_loads_stay_within_what_there_is(tokens: int, ep: int, top_k: int, routi
     assert touched <= rows + 1e-6 or ep > 1  # the busiest rank's experts and rows are expectations of their own
     assert (load.tiles >= touched - 1e-9).all()
     assert (np.diff(load.tiles[0]) <= 1e-9).all()  # higher tiles, fewer of them
-    assert (load.tiles[0] * TILE_ROWS >= 0.8 * rows).all()
+    assert (load.tiles[0] * TILE_ROWS >= 0.9 * rows).all()
 
 
 @given(tokens=counts, top_k=st.sampled_from([1, 2, 8]), skew=st.floats(1.01, 1.5))
