@@ -43,7 +43,6 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-import numpy as np
 from numba import njit
 
 from estimator.kernels.blocks import blocks_of, held_time, new_blocks, steps_within
@@ -56,7 +55,6 @@ from estimator.kernels.spans import (
     record_gaps,
     steps_until,
 )
-from estimator.kernels.unowned import unowned
 
 __all__ = [
     "CHUNKED",
@@ -81,9 +79,10 @@ BUSY, HELD_TIME, NUM_STEPS, PREEMPTIONS, EVICTED_TIME, END = range(6)
 
 
 class Rules(NamedTuple):
-    """Limits of a lane, shape of an instance. `capacity` in KV blocks; M, U, p of `blocks`; q, c, c_w of `iteration`.
+    """Limits of a lane, shape of an instance. `capacity` in blocks; shift, U, p of `blocks`; q, c, c_w of `iteration`.
 
     `heap_at`, `mark_at`: first columns of the heap and of the marks in `lane`; `num_rows`: entries of D, H, b and b_w.
+    `longest_jump`: steps skipped at most; 1 makes the plain twin that the benchmark compares with.
     """
 
     policy: int
@@ -96,7 +95,7 @@ class Rules(NamedTuple):
     q: int
     gain: float
     units: int
-    M: int
+    shift: int
     p: int
     overhead_s: float
     dp: int
@@ -107,9 +106,10 @@ class Rules(NamedTuple):
     heap_at: int
     mark_at: int
     num_rows: int
+    longest_jump: int
 
 
-@njit(cache=True, error_model="numpy")
+@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
 def _push(lane, at, first, size, key):
     place = size
     while place > 0:
@@ -121,7 +121,7 @@ def _push(lane, at, first, size, key):
     lane[at, first + place] = key
 
 
-@njit(cache=True, error_model="numpy")
+@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
 def _remove(lane, at, first, size, place):
     """Takes out the entry at `place` of a heap of `size` entries."""
     key = lane[at, first + size - 1]
@@ -144,7 +144,7 @@ def _remove(lane, at, first, size, place):
     lane[at, first + place] = key
 
 
-@njit(cache=True, error_model="numpy")
+@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
 def _link(lane, job, at, i):
     """Makes request i the latest resident."""
     last = lane[at, LAST]
@@ -157,7 +157,7 @@ def _link(lane, job, at, i):
     lane[at, NUM_RESIDENT] += 1
 
 
-@njit(cache=True, error_model="numpy")
+@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
 def _unlink(lane, job, at, i):
     before, after = job[i, BEFORE], job[i, AFTER]
     if before >= 0:
@@ -171,25 +171,25 @@ def _unlink(lane, job, at, i):
     lane[at, NUM_RESIDENT] -= 1
 
 
-@njit(cache=True, error_model="numpy")
+@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
 def _start_decoding(lane, work, job, r, at, i):
     """Request i holds its whole prompt and decodes from the lane's present clock on."""
     clock = lane[at, CLOCK]
     job[i, JOINED] = clock
     _push(lane, at, r.heap_at, lane[at, NUM_DECODING], ((clock + job[i, LEFT]) << 32) | i)
     lane[at, NUM_DECODING] += 1
-    lane[at, PHASE + ((job[i, HELD] * r.units - r.p * clock) & (r.M - 1))] += 1
+    lane[at, PHASE + ((job[i, HELD] * r.units - r.p * clock) & ((1 << r.shift) - 1))] += 1
     work[at, CACHED] += job[i, HELD] + job[i, SEEN]
 
 
-@njit(cache=True, error_model="numpy")
+@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
 def _stop_decoding(lane, work, job, r, at, i, place):
     """Takes request i, at `place` of the heap, and its KV cache out of the lane; returns the steps it has decoded."""
     done = lane[at, CLOCK] - job[i, JOINED]
     _remove(lane, at, r.heap_at, lane[at, NUM_DECODING], place)
     lane[at, NUM_DECODING] -= 1
-    lane[at, USED] -= blocks_of(job[i, HELD] * r.units + r.p * done, r.M)
-    lane[at, PHASE + ((job[i, HELD] * r.units - r.p * job[i, JOINED]) & (r.M - 1))] -= 1
+    lane[at, USED] -= blocks_of(job[i, HELD] * r.units + r.p * done, r.shift)
+    lane[at, PHASE + ((job[i, HELD] * r.units - r.p * job[i, JOINED]) & ((1 << r.shift) - 1))] -= 1
     work[at, CACHED] = (
         work[at, CACHED] - job[i, HELD] - job[i, SEEN] - r.gain * done if lane[at, NUM_DECODING] > 0 else 0.0
     )
@@ -198,7 +198,7 @@ def _stop_decoding(lane, work, job, r, at, i, place):
     return done
 
 
-@njit(cache=True, error_model="numpy")
+@njit(cache=True, error_model="numpy", _nrt=False)
 def _evict(lane, work, job, when, sums, r, at, t):
     """The latest admitted gives up its blocks and waits, before all others, to compute its tokens again."""
     i = lane[at, LAST]
@@ -231,23 +231,23 @@ def _evict(lane, work, job, when, sums, r, at, t):
         lane[at, LAST_WAITING] = i
 
 
-@njit(cache=True, error_model="numpy")
+@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
 def _make_room(lane, work, job, when, sums, r, at, t):
     """Evicts until one decode step's blocks fit, the first admitted never; returns those blocks, whether it evicted."""
     before = sums[PREEMPTIONS]
-    opened = new_blocks(lane, at, PHASE, r.M, lane[at, CLOCK], r.p)
+    opened = new_blocks(lane, at, PHASE, r.shift, lane[at, CLOCK], r.p)
     while lane[at, USED] + opened > r.capacity and lane[at, NUM_RESIDENT] > 1:
         _evict(lane, work, job, when, sums, r, at, t)
-        opened = new_blocks(lane, at, PHASE, r.M, lane[at, CLOCK], r.p)
+        opened = new_blocks(lane, at, PHASE, r.shift, lane[at, CLOCK], r.p)
     return opened, sums[PREEMPTIONS] > before
 
 
-@njit(cache=True, error_model="numpy")
+@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
 def _has_seat(lane, r, at):
     return lane[at, NUM_RESIDENT] < r.seats and (r.policy != STATIC or lane[at, NUM_DECODING] == 0)
 
 
-@njit(cache=True, error_model="numpy")
+@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
 def _admit(lane, job, when, sums, at, i, t):
     """Moves the first waiting request i among the residents."""
     lane[at, NEXT_WAITING] = job[i, AFTER]
@@ -258,7 +258,7 @@ def _admit(lane, job, when, sums, at, i, t):
     _link(lane, job, at, i)
 
 
-@njit(cache=True, error_model="numpy")
+@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
 def _plan_lane(lane, work, job, when, sums, tab, r, at, t):
     """Puts the lane's next step together: its tokens, decoding sequences, stage time and how often it may repeat."""
     chunked = r.policy == CHUNKED
@@ -277,7 +277,7 @@ def _plan_lane(lane, work, job, when, sums, tab, r, at, t):
         new = min(job[i, TODO], budget)
         units = (job[i, HELD] + (new if chunked else job[i, TODO])) * r.units
         handed = job[i, TODO] == 0  # its KV cache was handed over: it decodes at once
-        need = blocks_of(units + (r.p if handed else 0), r.M) - job[i, OWN]
+        need = blocks_of(units + (r.p if handed else 0), r.shift) - job[i, OWN]
         if taken + need > r.capacity:
             if not fresh:
                 _evict(lane, work, job, when, sums, r, at, t)
@@ -287,7 +287,7 @@ def _plan_lane(lane, work, job, when, sums, tab, r, at, t):
             _admit(lane, job, when, sums, at, i, t)
         taken += need
         if handed:
-            lane[at, USED] += blocks_of(units, r.M)
+            lane[at, USED] += blocks_of(units, r.shift)
             _start_decoding(lane, work, job, r, at, i)
             budget -= r.q
         else:
@@ -316,11 +316,11 @@ def _plan_lane(lane, work, job, when, sums, tab, r, at, t):
         next_finish = (lane[at, r.heap_at] >> 32) - lane[at, CLOCK]
         room = r.capacity - lane[at, USED]
         lane[at, STEPS] = (
-            1 if evicted else steps_within(lane, at, PHASE, r.M, lane[at, CLOCK], n, r.p, room, max(next_finish, 1))
+            1 if evicted else steps_within(lane, at, PHASE, r.shift, lane[at, CLOCK], n, r.p, room, max(next_finish, 1))
         )
 
 
-@njit(cache=True, error_model="numpy")
+@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
 def _lane_line(lane, work, tab, r, at, done):
     """(stage time, growth per step, steps for which it holds) of a lane after `done` decode steps of a jump."""
     n = lane[at, ACTIVE]
@@ -343,13 +343,13 @@ def _lane_line(lane, work, tab, r, at, done):
     )
 
 
-@njit(cache=True, error_model="numpy")
+@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
 def _crossing(top_s, top_slope, value_s, slope):
     """Steps for which a line that is not above the top one stays so."""
     return int(min((top_s - value_s) / (slope - top_slope), 1e9)) + 1 if slope > top_slope else MANY
 
 
-@njit(cache=True, error_model="numpy")
+@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
 def _segment(lane, work, tab, r, g, done):
     """(step time, growth per step, steps for which it holds) of instance g after `done` steps of a jump."""
     num = r.dp * r.pp
@@ -379,7 +379,7 @@ def _segment(lane, work, tab, r, g, done):
     return total_s, total_slope, min(holds, _crossing(total_s, total_slope, wait_s, wait_slope))
 
 
-@njit(cache=True, error_model="numpy")
+@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
 def _jump(lane, work, tab, r, g, k, limit_s):
     """(steps, seconds) of instance g: k steps, or fewer if their time reaches `limit_s` sooner."""
     total_s, done = 0.0, 0
@@ -394,7 +394,7 @@ def _jump(lane, work, tab, r, g, k, limit_s):
     return k, total_s
 
 
-@njit(cache=True, error_model="numpy")
+@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
 def _plan(lane, work, job, when, sums, tab, r, g, t):
     """(steps, seconds) that instance g does next, from time t; no steps if it has nothing to do."""
     num = r.dp * r.pp
@@ -407,10 +407,10 @@ def _plan(lane, work, job, when, sums, tab, r, g, t):
             k = min(k, lane[at, STEPS])
     if mixed:
         return 1, _segment(lane, work, tab, r, g, 0)[0]
-    return (0, 0.0) if k == MANY else _jump(lane, work, tab, r, g, k, NEVER)
+    return (0, 0.0) if k == MANY else _jump(lane, work, tab, r, g, min(k, r.longest_jump), NEVER)
 
 
-@njit(cache=True, error_model="numpy")
+@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
 def _pass_time(lane, work, sums, weights, tab, r, g, k, start_s):
     """Advances clocks, KV caches, integrals and gaps of instance g by its k steps."""
     num, done = r.dp * r.pp, 0
@@ -424,7 +424,7 @@ def _pass_time(lane, work, sums, weights, tab, r, g, k, start_s):
                 sums[HELD_TIME] += lane[at, USED] * line_span_s(first_s, slope_s, holds)
                 continue
             total, used = held_time(
-                lane, at, PHASE, r.M, lane[at, CLOCK] + done, n, r.p, lane[at, USED], first_s, slope_s, holds
+                lane, at, PHASE, r.shift, lane[at, CLOCK] + done, n, r.p, lane[at, USED], first_s, slope_s, holds
             )
             sums[HELD_TIME], lane[at, USED] = sums[HELD_TIME] + total, used
             num_gaps += n * holds
@@ -451,7 +451,7 @@ def _pass_time(lane, work, sums, weights, tab, r, g, k, start_s):
                 lane[at, MARKS] += 1
 
 
-@njit(cache=True, error_model="numpy")
+@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
 def _end_lane(lane, work, job, when, weights, r, at, t):
     """Lets finished sequences go and finished prompts decode; returns the requests that finished."""
     ended = 0
@@ -485,11 +485,11 @@ def _end_lane(lane, work, job, when, weights, r, at, t):
     return ended
 
 
-@njit(cache=True, error_model="numpy")
+@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
 def _enqueue(lane, job, r, at, i):
     """Puts request i at the end of the lane's queue; False if it can never fit the lane."""
     units = (job[i, TODO] + job[i, HELD]) * r.units + r.p * job[i, LEFT]
-    if blocks_of(units, r.M) > r.capacity:
+    if blocks_of(units, r.shift) > r.capacity:
         return False
     job[i, AFTER] = -1
     if lane[at, NEXT_WAITING] < 0:
@@ -500,7 +500,7 @@ def _enqueue(lane, job, r, at, i):
     return True
 
 
-@njit(cache=True, error_model="numpy")
+@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
 def _set_end(tree, g, end_s):
     """Sets the end of instance g's step in the tournament tree (leaves from len(tree)/2, smaller child above)."""
     place = len(tree) // 2 + g
@@ -511,7 +511,7 @@ def _set_end(tree, g, end_s):
         place >>= 1
 
 
-@njit(cache=True, error_model="numpy")
+@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
 def _first_end(tree):
     """Instance whose step ends first, of equals the lowest index."""
     place, half = 1, len(tree) // 2
@@ -520,23 +520,15 @@ def _first_end(tree):
     return place - half
 
 
-@njit(cache=True, error_model="numpy")
-def run_instances(lane, work, job, when, sums, weights, tab, r, visible, num_instances, draws):
+@njit(cache=True, error_model="numpy", _nrt=False)
+def run_instances(lane, work, job, when, sums, weights, tab, r, visible, fleet, draws):
     """Runs all requests, visible at `visible` (num,) s, to their end; fills `when`, `sums` and `weights`.
 
     `draws`: of `routing.router_draws`. In a closed loop `visible` and the arrivals are rewritten.
     """
-    lane, work, job, when = unowned(lane), unowned(work), unowned(job), unowned(when)
-    sums, weights, tab = unowned(sums), unowned(weights), unowned(tab)
     num, num_lanes = len(visible), r.dp * r.pp
-    half = 1
-    while half < num_instances:
-        half *= 2
-    tree = np.full(2 * half, NEVER)
-    start_s, steps = np.zeros(num_instances), np.zeros(num_instances, np.int64)
-    outstanding, turns = np.zeros(num_instances, np.int64), np.zeros(num_instances, np.int64)
-    idle, num_idle = np.empty(num_instances, np.int64), 0
-    is_listed = np.zeros(num_instances, np.bool_)
+    tree, start_s, steps, outstanding, turns, idle, is_listed = fleet
+    num_idle = 0
     released = num if r.concurrency == 0 else min(r.concurrency, num)
     come = 0
     while True:
@@ -561,11 +553,11 @@ def run_instances(lane, work, job, when, sums, weights, tab, r, visible, num_ins
             num_idle += 1
         while come < released and visible[come] <= t:  # 2. requests arrive
             g = choose(r.router, come, outstanding, draws)
-            at = g * num_lanes + turns[g] % num_lanes
+            at = g * num_lanes + turns[g]
             is_behind = lane[at, NEXT_WAITING] >= 0
             if _enqueue(lane, job, r, at, come):
                 outstanding[g] += 1
-                turns[g] += 1
+                turns[g] = turns[g] + 1 if turns[g] + 1 < num_lanes else 0
                 if steps[g] == 0 and not is_listed[g]:
                     idle[num_idle], is_listed[g] = g, True
                     num_idle += 1

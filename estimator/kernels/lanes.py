@@ -7,6 +7,7 @@ rank; the pp micro-batches of a rank share them out in equal parts.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +23,9 @@ from estimator.kernels.collocated import (
     JOINED,
     LAST_WAITING,
     LEFT,
+    MANY,
     MARK_S,
+    NEVER,
     OWN,
     PHASE,
     SEEN,
@@ -65,7 +68,8 @@ class PoolRun:
 class Pool:
     """`num_instances` equal instances under one batching policy (a constant of `estimator.kernels.collocated`).
 
-    `router` is a constant of `estimator.kernels.routing`; `seed` is that of its draws.
+    `router` is a constant of `estimator.kernels.routing`; `seed` is that of its draws. `longest_jump` 1
+    simulates every step alone.
     """
 
     instance: Instance
@@ -74,6 +78,7 @@ class Pool:
     max_num_batched_tokens: int
     router: int = ROUND_ROBIN
     seed: int = 0
+    longest_jump: int = MANY
 
     @property
     def num_lanes(self) -> int:
@@ -102,10 +107,27 @@ def run_pool(pool: Pool, jobs: Jobs, weights: FloatArray, *, concurrency: int | 
     draws = router_draws(pool.router, num, pool.seed)
     visible_s = jobs.visible_s.copy()
     tables = _tables(pool.instance)
-    run_instances(lane, work, _columns(jobs), when, sums, weights, tables, rules, visible_s, pool.num_instances, draws)
+    run_instances(
+        lane, work, _columns(jobs), when, sums, weights, tables, rules, visible_s, _fleet(pool.num_instances), draws
+    )
     arrival, start, first, finish = (when[:, column].copy() for column in (ARRIVAL, START, FIRST_TOKEN, FINISH))
     integrals = _integrals(pool, arrival, start, finish, sums)
     return PoolRun(arrival_s=arrival, start_s=start, first_s=first, finish_s=finish, integrals=integrals)
+
+
+def _fleet(num: int) -> tuple[NDArray[Any], ...]:
+    """Per instance: tree of step ends, start and steps of the running step, held, next lane, list of the idle."""
+    half = 1 << (num - 1).bit_length()
+    none = np.zeros(num, np.int64)
+    return (
+        np.full(2 * half, NEVER),
+        np.zeros(num),
+        none,
+        none.copy(),
+        none.copy(),
+        none.copy(),
+        np.zeros(num, np.bool_),
+    )
 
 
 def _tables(instance: Instance) -> FloatArray:
@@ -142,7 +164,7 @@ def _rules(pool: Pool, concurrency: int) -> Rules:
         q=q,
         gain=gain,
         units=units,
-        M=block,
+        shift=block.bit_length() - 1,
         p=round(gain * units),
         overhead_s=float(pool.instance.request_overhead_s),
         dp=degrees.dp,
@@ -153,6 +175,7 @@ def _rules(pool: Pool, concurrency: int) -> Rules:
         heap_at=PHASE + block,
         mark_at=PHASE + block + seats,
         num_rows=len(cost.decode_s),
+        longest_jump=pool.longest_jump,
     )
 
 

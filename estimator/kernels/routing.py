@@ -38,7 +38,7 @@ def router_draws(router: int, num_requests: int, seed: int) -> NDArray[np.float6
     return stream(seed, "router").random((num, 2))
 
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
 def choose(router: int, turn: int, outstanding: NDArray[np.int64], draws: NDArray[np.float64]) -> int:
     """Index of the instance that takes request number `turn`; `outstanding` (n,), `draws` of `router_draws`."""
     num = len(outstanding)

@@ -9,7 +9,7 @@ from numba import njit
 GAPS_PER_DECADE = 40.0  # bins of `estimator.simulation.ITL_EDGES_S`
 
 
-@njit(cache=True, error_model="numpy")
+@njit(cache=True, error_model="numpy", _nrt=False)
 def decode_span_s(n, cached, k, base, b, bw, window, gain):
     """Seconds of k decode steps from `cached` tokens: Σ_{i<k} base + b·S_i + bw·min(S_i, nW), S_i = S + i·n·gain."""
     grow = n * gain
@@ -23,7 +23,7 @@ def decode_span_s(n, cached, k, base, b, bw, window, gain):
     return full + bw * (below * cached + grow * below * (below - 1) / 2 + (k - below) * cap)
 
 
-@njit(cache=True, error_model="numpy")
+@njit(cache=True, error_model="numpy", _nrt=False)
 def steps_until(limit_s, n, cached, k_max, base, b, bw, window, gain):
     """Fewest steps, at most k_max, whose time reaches limit_s (bisection: the span grows with every step)."""
     if decode_span_s(n, cached, k_max, base, b, bw, window, gain) < limit_s:
@@ -38,13 +38,13 @@ def steps_until(limit_s, n, cached, k_max, base, b, bw, window, gain):
     return max(high, 1)
 
 
-@njit(cache=True, error_model="numpy")
+@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
 def line_span_s(first_s, slope_s, k):
     """Seconds of k steps that take first_s, first_s + slope_s, ...: k·first + slope·k(k − 1)/2."""
     return k * first_s + slope_s * (k * (k - 1) / 2)
 
 
-@njit(cache=True, error_model="numpy")
+@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
 def line_steps_until(limit_s, first_s, slope_s):
     """Fewest steps, at least 1, of such a line whose time reaches limit_s: the root of a quadratic, then corrected."""
     if slope_s > 0.0:
@@ -60,13 +60,13 @@ def line_steps_until(limit_s, first_s, slope_s):
     return k
 
 
-@njit(cache=True, error_model="numpy")
+@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
 def record_gaps(weights, per_decade, first_s, last_s, num_gaps):
     """Adds gaps that run evenly from first_s to last_s to the histogram (bin edges 0, 0.1 ms, then geometric)."""
-    parts = 1 if last_s <= first_s * 1.03 else 8
+    parts, scale = (1 if last_s <= first_s * 1.03 else 8), per_decade / math.log(10.0)
     for part in range(parts):
         gap = first_s + (last_s - first_s) * (part + 0.5) / parts
         place = 0
         if gap >= 1e-4:
-            place = min(1 + int(math.log10(gap / 1e-4) * per_decade), len(weights) - 1)
+            place = min(1 + int(math.log(gap * 1e4) * scale), len(weights) - 1)
         weights[place] += num_gaps / parts
