@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,15 +28,16 @@ from estimator.simulate import simulate
 from estimator.simulation import FINISHED, Simulation
 from estimator.slo import Slo
 from estimator.system import Collocated, Disaggregated, System
-from estimator.workload import Workload
+from estimator.workload import Arrivals, Lengths, Workload
 
 NUM_LONE = 1_000  # requests, each served alone, that tell whether any rate can meet the SLO
 LONE_GAP_S = 1e5
-NUM_COARSE = 4_000
+NUM_COARSE = 2_500
 NUM_FINE = 20_000
 COARSE_STEP = 1.25
-COARSE_RATIO = 1.05
-FINE_MARGIN = 0.5  # of the precision: how far past the expected answer the second fine probe goes
+COARSE_RATIO = 1.15
+NEAR = 0.75  # of the wanted width: an end this near to the expected answer is kept, and the other end put a width away
+PAST = 0.4  # of the wanted width: how far past a farther expected answer a probe goes
 MAX_STEPS = 40
 LEAST_LOAD = 1e-4  # of the capacity: below it the SLO counts as never met
 DRIFT_FRAC = 0.01  # share of arrivals that may pile up within the window before the rate counts as not carried
@@ -68,6 +71,17 @@ class Probe:
     excess: float
     simulation: Simulation
     window: slice
+
+
+class UnitDraw(NamedTuple):
+    """What fixes the requests of a search: strategies that are judged on the same traffic share one draw."""
+
+    lengths: Lengths
+    arrivals: Arrivals
+    cached_frac: float
+    thinning: int
+    num: int
+    seed: int
 
 
 @dataclass(slots=True, kw_only=True)
@@ -117,7 +131,9 @@ def goodput(
         accepted="for example 0.01",
     )
     part, part_workload, num_parts = equal_part(system, workload)
-    prober = Prober(system=part, slo=slo, seed=seed, unit_requests=_unit_requests(part, part_workload, seed))
+    traffic = (part_workload.lengths, part_workload.arrivals, part_workload.cached_frac, part_workload.thinning)
+    unit_requests = _unit_requests(UnitDraw(*traffic, _num_fine(part), seed))
+    prober = Prober(system=part, slo=slo, seed=seed, unit_requests=unit_requests)
     unstable = _lone_violation(prober)
     if unstable is not None:
         return unstable
@@ -141,9 +157,13 @@ def equal_part(system: System, workload: Workload) -> tuple[System, Workload, in
     return (part, workload.every_mth(num_parts), num_parts) if num_parts > 1 else (system, workload, 1)
 
 
-def _unit_requests(system: System, workload: Workload, seed: int) -> Requests:
+@lru_cache(maxsize=16)
+def _unit_requests(draw: UnitDraw) -> Requests:
     """Requests at exactly one per second on average: the realised rate is a control variate, known and divided out."""
-    requests = workload.draw(1.0, _num_fine(system), seed)
+    workload = Workload(
+        lengths=draw.lengths, arrivals=draw.arrivals, cached_frac=draw.cached_frac, thinning=draw.thinning
+    )
+    requests = workload.draw(1.0, draw.num, draw.seed)
     return _first(requests, len(requests), len(requests) / float(requests.arrival_s[-1]))
 
 
@@ -166,14 +186,18 @@ def _first(requests: Requests, num: int, time_scale: float) -> Requests:
 
 
 def _backlog_excess(simulation: Simulation, window: slice) -> float:
-    """Arrivals over departures while the window's requests arrive, over what may pile up by chance; 0 if ≤ 1."""
+    """Arrivals over departures while the window's requests arrive, over what may pile up by chance; 0 if ≤ 1.
+
+    By chance: `DRIFT_FRAC` of the arrivals, and three deviations of the difference of two Poisson counts in flight.
+    """
     arrival_s = simulation.arrival_s[window]
     if len(arrival_s) < 2:
         return 0.0
     finish_s = simulation.finish_s[simulation.status == FINISHED]
-    departures = int(np.count_nonzero((finish_s >= arrival_s[0]) & (finish_s < arrival_s[-1])))
-    spread = 3.0 * math.sqrt(DRIFT_FRAC * len(arrival_s))  # what is in flight swings by some tens of requests
-    ratio = len(arrival_s) / (departures + DRIFT_FRAC * len(arrival_s) + spread)
+    before, by_the_end = np.count_nonzero(finish_s < arrival_s[0]), np.count_nonzero(finish_s < arrival_s[-1])
+    in_flight = max(0, window.start - int(before))
+    allowed = DRIFT_FRAC * len(arrival_s) + 3.0 * math.sqrt(2.0 * in_flight + 1.0)
+    ratio = len(arrival_s) / (int(by_the_end - before) + allowed)
     return ratio if ratio > 1.0 else 0.0
 
 
@@ -194,7 +218,7 @@ def _coarse_bracket(prober: Prober) -> tuple[Probe, Probe] | Unstable:
     """A kept and a missed rate within `COARSE_RATIO` of each other, on few requests."""
     requests = prober.unit_requests
     capacity_req_s = screen(prober.system, requests)
-    num = max(NUM_COARSE, len(requests) // 5)
+    num = max(NUM_COARSE, len(requests) // 8)
     guess = screen(prober.system, requests, prober.slo) or 0.1 * capacity_req_s
     probe = prober.at(0.7 * guess, num)
     low, high = (probe, None) if probe.excess <= 1.0 else (None, probe)
@@ -219,49 +243,62 @@ def _coarse_bracket(prober: Prober) -> tuple[Probe, Probe] | Unstable:
 def _narrow(prober: Prober, low: Probe, high: Probe, ratio: float, num: int) -> tuple[Probe, Probe]:
     """Closes the bracket until high/low ≤ `ratio`.
 
-    False position in log excess over log rate, kept off the ends by nearly half the wanted width, so that a good guess
-    ends the search on both sides; when one end moves twice in a row the middle is taken, because the excess bends
-    sharply where queues build up.
+    False position in headroom over log rate; when one end moves twice in a row the other's headroom counts half
+    (Illinois; Dowell and Jarratt, BIT 11, 1971), because latencies bend sharply where queues build up. An end that is
+    near the expected answer stays, and the other is put just the wanted width away, so that a good guess ends the
+    search.
     """
-    width, moved, run = math.log(ratio), 0, 0
+    width, moved, above, below = math.log(ratio), 0, _headroom(low), -_headroom(high)
     for _ in range(MAX_STEPS):
         gap = math.log(high.rate_req_s / low.rate_req_s)
         if gap <= width * (1.0 + 1e-9):
             break
-        margin = min(0.45 * width / gap, 0.5)
-        share = 0.5 if run >= 2 else min(max(_crossing(low, high), margin), 1.0 - margin)
-        probe = prober.at(low.rate_req_s * math.exp(share * gap), num)
-        side = 1 if probe.excess <= 1.0 else -1
-        low, high = (probe, high) if side > 0 else (low, probe)
-        moved, run = side, run + 1 if side == moved else 1
+        step = gap * above / (above + below) if above + below > 0 else 0.5 * gap
+        if step <= NEAR * width:
+            step = width
+        elif gap - step <= NEAR * width:
+            step = gap - width
+        probe = prober.at(low.rate_req_s * math.exp(step), num)
+        if probe.excess <= 1.0:
+            low, above = probe, _headroom(probe)
+            below, moved = below * (0.5 if moved > 0 else 1.0), 1
+        else:
+            high, below = probe, -_headroom(probe)
+            above, moved = above * (0.5 if moved < 0 else 1.0), -1
     return low, high
 
 
-def _crossing(low: Probe, high: Probe) -> float:
-    """Where between the two, as a share of the log of the rates, a straight line puts excess = 1."""
-    below = -math.log(max(low.excess, 1e-3))
-    above = math.log(min(high.excess, 1e3))
-    return below / (below + above) if below + above > 0 else 0.5
+def _headroom(probe: Probe) -> float:
+    """1/excess − 1, cut to [−0.8, 1]: nearly straight in the rate, as latencies grow like 1/(1 − ρ)."""
+    return 1.0 / min(max(probe.excess, 0.5), 5.0) - 1.0
+
+
+def _fall(low: Probe, high: Probe) -> float:
+    """Headroom lost per log rate between the two, at least 0.5."""
+    gap = math.log(high.rate_req_s / low.rate_req_s)
+    return max((_headroom(low) - _headroom(high)) / gap, 0.5) if gap > 0 else 0.5
 
 
 def _fine_bracket(prober: Prober, coarse: tuple[Probe, Probe], precision: float) -> tuple[Probe, Probe]:
     """The same on all requests, starting where the coarse bracket puts the answer.
 
-    The coarse slope tells how far to step so that the second probe falls just past the answer; later steps double.
+    The fall of the headroom tells how far to step so that the next probe is just past the answer; the longest step
+    doubles.
     """
     low, high = coarse
-    num = len(prober.unit_requests)
+    num, width = len(prober.unit_requests), math.log(1.0 + precision)
     prober.probes.clear()
-    gap = math.log(high.rate_req_s / low.rate_req_s)
-    slope = max(math.log(min(high.excess, 1e3) / max(low.excess, 1e-3)) / gap, 1.0)
-    probe = prober.at(low.rate_req_s * math.exp(gap * _crossing(low, high)), num)
-    kept = probe.excess <= 1.0
-    step = min(abs(math.log(max(probe.excess, 1e-3))) / slope, gap) + FINE_MARGIN * precision
+    fall, longest = _fall(low, high), 3.0 * math.log(high.rate_req_s / low.rate_req_s)
+    probe = prober.at(low.rate_req_s * math.exp(min(_headroom(low) / fall, longest / 3.0)), num)
     for _ in range(MAX_STEPS):
+        kept = probe.excess <= 1.0
+        distance = abs(_headroom(probe)) / fall
+        step = width if distance <= NEAR * width else min(distance + PAST * width, longest)
         other = prober.at(probe.rate_req_s * math.exp(step if kept else -step), num)
         if (other.excess <= 1.0) != kept:
             return _narrow(prober, *((probe, other) if kept else (other, probe)), 1.0 + precision, num)
-        probe, step = other, 2.0 * step
+        fall = _fall(*((probe, other) if kept else (other, probe)))
+        probe, longest = other, 2.0 * longest
     raise RuntimeError(f"no bracket after {MAX_STEPS} steps from {probe.rate_req_s:g} req/s")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from estimator.instance import BLOCK_TOKENS
 from estimator.kernels.collocated import CHUNKED, PREFILL_FIRST, STATIC
@@ -25,28 +26,11 @@ def simulate(system: System, requests: Requests, *, concurrency: int | None = No
     then one per completion. `seed` is that of the router's draws: the same input and seed give the same bytes. A cached
     prefix counts in whole KV blocks.
     """
-    cached_tokens = requests.cached_tokens // BLOCK_TOKENS * BLOCK_TOKENS
     if not isinstance(system, Collocated):
-        return run_disaggregated(system, replace(requests, cached_tokens=cached_tokens), concurrency, seed)
-    instance = system.instance
-    sent_s = requests.arrival_s if concurrency is None else np.zeros(len(requests))
-    jobs = Jobs(
-        visible_s=sent_s + instance.request_overhead_s,
-        prompt_tokens=requests.input_tokens - cached_tokens,
-        cached_tokens=cached_tokens,
-        decode_steps=decode_steps(requests, instance),
-        handed_tokens=np.zeros(len(requests)),
-    )
-    pool = Pool(
-        instance=instance,
-        num_instances=system.num_instances,
-        policy=_POLICIES[system.policy],
-        max_num_batched_tokens=instance.limits.max_num_batched_tokens,
-        router=ROUTERS[system.router],
-        seed=seed,
-    )
+        return run_disaggregated(system, replace(requests, cached_tokens=whole_blocks(requests)), concurrency, seed)
     weights = np.zeros(len(ITL_EDGES_S) - 1)
-    run = run_pool(pool, jobs, weights, concurrency=concurrency)
+    jobs = collocated_jobs(system, requests, open_loop=concurrency is None)
+    run = run_pool(collocated_pool(system, seed), jobs, weights, concurrency=concurrency)
     return Simulation(
         arrival_s=run.arrival_s,
         prefill_start_s=run.start_s,
@@ -57,4 +41,34 @@ def simulate(system: System, requests: Requests, *, concurrency: int | None = No
         status=np.where(np.isfinite(run.finish_s), FINISHED, REJECTED).astype(np.int8),
         itl_weight=weights,
         decode=run.integrals,
+    )
+
+
+def whole_blocks(requests: Requests) -> NDArray[np.int64]:
+    """Tokens of each cached prefix that fill whole KV blocks, (num,): only these are found again."""
+    return requests.cached_tokens // BLOCK_TOKENS * BLOCK_TOKENS
+
+
+def collocated_pool(system: Collocated, seed: int) -> Pool:
+    """The system's instances as the kernel takes them."""
+    return Pool(
+        instance=system.instance,
+        num_instances=system.num_instances,
+        policy=_POLICIES[system.policy],
+        max_num_batched_tokens=system.instance.limits.max_num_batched_tokens,
+        router=ROUTERS[system.router],
+        seed=seed,
+    )
+
+
+def collocated_jobs(system: Collocated, requests: Requests, *, open_loop: bool = True) -> Jobs:
+    """The requests as the kernel takes them; in a closed loop the first ones are sent at 0."""
+    sent_s = requests.arrival_s if open_loop else np.zeros(len(requests))
+    cached_tokens = whole_blocks(requests)
+    return Jobs(
+        visible_s=sent_s + system.instance.request_overhead_s,
+        prompt_tokens=requests.input_tokens - cached_tokens,
+        cached_tokens=cached_tokens,
+        decode_steps=decode_steps(requests, system.instance),
+        handed_tokens=np.zeros(len(requests)),
     )

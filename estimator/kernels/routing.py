@@ -34,8 +34,9 @@ ROUTERS = MappingProxyType(
 
 def router_draws(router: int, num_requests: int, seed: int) -> NDArray[np.float64]:
     """Uniform numbers in [0, 1), (num_requests, 2), for `choose`; (0, 2) for a router that draws none."""
-    num = num_requests if router in (RANDOM, POWER_OF_TWO) else 0
-    return stream(seed, "router").random((num, 2))
+    if router not in (RANDOM, POWER_OF_TWO):
+        return np.zeros((0, 2))
+    return stream(seed, "router").random((num_requests, 2))
 
 
 @njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
