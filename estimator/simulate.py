@@ -70,5 +70,4 @@ def collocated_jobs(system: Collocated, requests: Requests, *, open_loop: bool =
         prompt_tokens=requests.input_tokens - cached_tokens,
         cached_tokens=cached_tokens,
         decode_steps=decode_steps(requests, system.instance),
-        handed_tokens=np.zeros(len(requests)),
     )

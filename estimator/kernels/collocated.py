@@ -276,8 +276,7 @@ def _plan_lane(lane, work, job, when, sums, tab, r, at, t):
                 break
         new = min(job[i, TODO], budget)
         units = (job[i, HELD] + (new if chunked else job[i, TODO])) * r.units
-        handed = job[i, TODO] == 0  # its KV cache was handed over: it decodes at once
-        need = blocks_of(units + (r.p if handed else 0), r.shift) - job[i, OWN]
+        need = blocks_of(units, r.shift) - job[i, OWN]
         if taken + need > r.capacity:
             if not fresh:
                 _evict(lane, work, job, when, sums, r, at, t)
@@ -286,18 +285,13 @@ def _plan_lane(lane, work, job, when, sums, tab, r, at, t):
         if fresh:
             _admit(lane, job, when, sums, at, i, t)
         taken += need
-        if handed:
-            lane[at, USED] += blocks_of(units, r.shift)
-            _start_decoding(lane, work, job, r, at, i)
-            budget -= r.q
-        else:
-            if lane[at, PROMPT] < 0:
-                lane[at, PROMPT] = i
-            sees = job[i, SEEN] + job[i, HELD] + (new + 1) / 2
-            pairs, window_pairs = pairs + new * sees, window_pairs + new * min(sees, r.window)
-            lane[at, USED], job[i, OWN] = lane[at, USED] + need, job[i, OWN] + need
-            job[i, TODO], job[i, HELD] = job[i, TODO] - new, job[i, HELD] + new
-            tokens, budget, ending = tokens + new, budget - new, ending + (job[i, TODO] == 0)
+        if lane[at, PROMPT] < 0:
+            lane[at, PROMPT] = i
+        sees = job[i, SEEN] + job[i, HELD] + (new + 1) / 2
+        pairs, window_pairs = pairs + new * sees, window_pairs + new * min(sees, r.window)
+        lane[at, USED], job[i, OWN] = lane[at, USED] + need, job[i, OWN] + need
+        job[i, TODO], job[i, HELD] = job[i, TODO] - new, job[i, HELD] + new
+        tokens, budget, ending = tokens + new, budget - new, ending + (job[i, TODO] == 0)
         i = -1
     if tokens == 0 and not chunked and lane[at, NUM_DECODING] > 0:
         _, evicted = _make_room(lane, work, job, when, sums, r, at, t)
@@ -465,22 +459,21 @@ def _end_lane(lane, work, job, when, weights, r, at, t):
     lane[at, PROMPT] = -1
     while i >= 0:
         after = job[i, AFTER]
-        if job[i, JOINED] < 0:
-            if job[i, TODO] > 0:
-                lane[at, PROMPT] = i
-            else:
-                if math.isnan(when[i, FIRST_TOKEN]):
-                    when[i, FIRST_TOKEN] = t
-                else:
-                    gap_s = (t - when[i, LAST_TOKEN]) / r.gain
-                    record_gaps(weights, GAPS_PER_DECADE, gap_s, gap_s, r.gain)
-                if job[i, LEFT] == 0:
-                    when[i, FINISH] = t
-                    lane[at, USED] -= job[i, OWN]
-                    _unlink(lane, job, at, i)
-                    ended += 1
-                else:
-                    _start_decoding(lane, work, job, r, at, i)
+        if job[i, TODO] > 0:
+            lane[at, PROMPT] = i
+            break
+        if math.isnan(when[i, FIRST_TOKEN]):
+            when[i, FIRST_TOKEN] = t
+        else:
+            gap_s = (t - when[i, LAST_TOKEN]) / r.gain
+            record_gaps(weights, GAPS_PER_DECADE, gap_s, gap_s, r.gain)
+        if job[i, LEFT] == 0:
+            when[i, FINISH] = t
+            lane[at, USED] -= job[i, OWN]
+            _unlink(lane, job, at, i)
+            ended += 1
+        else:
+            _start_decoding(lane, work, job, r, at, i)
         i = after
     return ended
 
@@ -488,7 +481,7 @@ def _end_lane(lane, work, job, when, weights, r, at, t):
 @njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
 def _enqueue(lane, job, r, at, i):
     """Puts request i at the end of the lane's queue; False if it can never fit the lane."""
-    units = (job[i, TODO] + job[i, HELD]) * r.units + r.p * job[i, LEFT]
+    units = job[i, TODO] * r.units + r.p * job[i, LEFT]
     if blocks_of(units, r.shift) > r.capacity:
         return False
     job[i, AFTER] = -1

@@ -19,7 +19,6 @@ from estimator.kernels.collocated import (
     FINISH,
     FIRST,
     FIRST_TOKEN,
-    HELD,
     JOINED,
     LAST_WAITING,
     LEFT,
@@ -44,13 +43,12 @@ IntArray = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Jobs:
-    """What a pool is asked, (num,) each: when visible, tokens to compute, cached, decode steps, tokens handed over."""
+    """What a pool is asked, (num,) each: when visible, tokens to compute, cached tokens, decode steps."""
 
     visible_s: FloatArray
     prompt_tokens: IntArray
     cached_tokens: IntArray
     decode_steps: IntArray
-    handed_tokens: FloatArray
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -139,7 +137,7 @@ def _tables(instance: Instance) -> FloatArray:
 
 def _columns(jobs: Jobs) -> IntArray:
     job = np.zeros((len(jobs.visible_s), SEEN + 1), np.int64)
-    job[:, TODO], job[:, HELD], job[:, LEFT] = jobs.prompt_tokens, jobs.handed_tokens, jobs.decode_steps
+    job[:, TODO], job[:, LEFT] = jobs.prompt_tokens, jobs.decode_steps
     job[:, JOINED:OWN] = -1  # not decoding; no neighbours
     job[:, SEEN] = jobs.cached_tokens
     return job
