@@ -1,0 +1,174 @@
+"""The collocated kernel worked out on paper: ranks, stages, eviction, stalls, prefixes, routers, closed loop."""
+
+from __future__ import annotations
+
+import heapq
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from estimator.iteration import StepCost
+from estimator.kernels.collocated import NUM_RESIDENT, PHASE, USED, run_instances
+from estimator.parallelism import Parallelism
+from estimator.simulate import simulate
+from estimator.simulation import ITL_EDGES_S
+from estimator.system import Collocated, CollocatedPolicy, Router
+from tests.test_collocated import instance_of, requests_of, rough_cost, round_cost
+
+
+def test_ranks_step_together() -> None:
+    """A (4 in, 3 out) and B (2, 2) on two ranks: 0-4.5 both prompts, as long as A's; then a decode step of 1 s each."""
+    instance = replace(instance_of(round_cost(6, 4), 6, 4), parallelism=Parallelism(dp=2))
+    run = simulate(Collocated(instance=instance), requests_of([0, 0], [4, 2], [3, 2]))
+    assert run.first_token_s.tolist() == [4.5, 4.5]
+    assert run.finish_s.tolist() == [6.5, 5.5]
+    assert (run.decode.num_steps, run.decode.busy_s) == (3, 6.5)
+
+
+def test_stages_wait_for_the_longest_micro_batch() -> None:
+    """The same on two stages 0.25 s apart: max(4.5 + 2.5, 2·4.5 + 0.25) = 9.25 s, then 2·1 + 0.25 = 2.25 s a step."""
+    instance = replace(instance_of(round_cost(6, 4), 6, 4), parallelism=Parallelism(pp=2), stage_transfer_s=0.25)
+    run = simulate(Collocated(instance=instance), requests_of([0, 0], [4, 2], [3, 2]))
+    assert run.first_token_s.tolist() == [9.25, 9.25]
+    assert run.finish_s.tolist() == [13.75, 11.5]
+
+
+def test_full_stages_have_no_bubbles() -> None:
+    """Three stages without hops and three equal micro-batches: a round of prompts takes 3·4.5 s, of decoding 3 s."""
+    instance = replace(instance_of(round_cost(6, 6), 6, 6), parallelism=Parallelism(pp=3))
+    run = simulate(Collocated(instance=instance), requests_of([0, 0, 0], 4, 2))
+    assert run.first_token_s.tolist() == [13.5] * 3
+    assert run.finish_s.tolist() == [16.5] * 3
+
+
+def test_the_latest_admitted_is_evicted_and_computed_again() -> None:
+    """Three blocks, A and B of 16 + 20 tokens: the first decode step needs four, so B waits for A and starts again.
+
+    0-32.5 both prompts; A decodes alone 19 steps to 51.5; B computes 17 tokens in 17.5 s, which gives its second token
+    at 69, and decodes 18 steps to 87. Blocks: 2 in 32.5 s; A 2 in 16 steps and 3 in 3; B 2 in 17.5 s, in 15 steps 2
+    and in 3 steps 3.
+    """
+    system = Collocated(instance=instance_of(round_cost(64, 4), 64, 4, num_kv_blocks=3))
+    run = simulate(system, requests_of([0, 0], 16, 20))
+    assert run.first_token_s.tolist() == [32.5, 32.5]
+    assert run.finish_s.tolist() == [51.5, 87.0]
+    assert run.decode.num_preemptions == 1
+    assert run.decode.kv_block_s == 2 * 32.5 + 2 * 16 + 3 * 3 + 2 * 17.5 + 2 * 15 + 3 * 3
+    assert run.decode.waiting_seq_s == 51.5 - 32.5
+    longest = np.flatnonzero(run.itl_weight)[-1]
+    assert ITL_EDGES_S[longest] <= 69 - 32.5 < ITL_EDGES_S[longest + 1]
+
+
+def test_a_decode_stall_is_a_gap() -> None:
+    """Prefill-first: A waits from 4.5 to 16.5 for its second token while B and C are prefilled; other gaps are 1 s."""
+    system = Collocated(instance=instance_of(round_cost(6, 4), 6, 4), policy="prefill_first")
+    run = simulate(system, requests_of([0, 1, 1], [4, 8, 2], [3, 2, 1]))
+    bins = np.searchsorted(ITL_EDGES_S, [1.0, 12.0], side="right") - 1
+    assert run.itl_weight[bins] == pytest.approx([2.0, 1.0])
+    assert run.itl_weight.sum() == pytest.approx(3.0)
+
+
+def test_prefix_hits_count_in_whole_blocks() -> None:
+    """Of 20 cached tokens one block of 16 is found: 24 − 16 tokens take 8.5 s; with 15 cached nothing is found."""
+    system = Collocated(instance=instance_of(round_cost(64, 4), 64, 4))
+    assert simulate(system, requests_of([0], 24, 1, 20)).finish_s.tolist() == [8.5]
+    assert simulate(system, requests_of([0], 24, 1, 15)).finish_s.tolist() == [24.5]
+
+
+@pytest.mark.parametrize(("router", "last_s"), [("round_robin", 12.0), ("least_outstanding", 10.5)])
+def test_routers_see_one_stream(router: Router, last_s: float) -> None:
+    """A runs on the first of two instances, B has left the other: C joins A at 6.5 by turn, else starts at 6."""
+    system = Collocated(instance=instance_of(round_cost(6, 4), 6, 4), num_instances=2, router=router)
+    run = simulate(system, requests_of([0, 1, 6], 4, [9, 1, 1]))
+    assert run.finish_s[1:].tolist() == [5.5, last_s]
+
+
+def test_a_closed_loop_is_one_over_all_instances() -> None:
+    """Two in flight over two instances: A ends at 4.5 and sends C, whose end at 9 sends D to the other, behind B."""
+    system = Collocated(instance=instance_of(round_cost(8, 4), 8, 4), num_instances=2)
+    run = simulate(system, requests_of([0, 0, 0, 0], [4, 16, 4, 4], 1), concurrency=2)
+    assert run.arrival_s.tolist() == [0, 0, 4.5, 9]
+    assert run.finish_s.tolist() == [4.5, 17, 9, 21.5]
+
+
+def one_second_steps(max_seqs: int) -> StepCost:
+    """Every step takes 1 s, whatever is in it."""
+    cost = round_cost(10_000, max_seqs)
+    return replace(cost, mixed_s=np.full(10_001, 0.5))
+
+
+@pytest.mark.parametrize("num_seats", [1, 3, 16])
+def test_seats_are_servers_pathwise(num_seats: int) -> None:
+    """At whole-second arrivals each request starts as Kiefer and Wolfowitz (1955) say, Lindley (1952) for one seat."""
+    rng = np.random.default_rng(num_seats)
+    outputs = rng.geometric(1 / 12, 20_000)
+    arrival = np.floor(np.cumsum(rng.exponential(12 / 0.9 / num_seats, len(outputs))))
+    run = simulate(
+        Collocated(instance=instance_of(one_second_steps(num_seats), 10_000, num_seats, 100_000)),
+        requests_of(arrival, 1, outputs),
+    )
+    free = [0.0] * num_seats  # when each server is free, a heap
+    start = []
+    for come, service in zip(arrival, outputs, strict=True):
+        start.append(max(come, heapq.heappop(free)))
+        heapq.heappush(free, start[-1] + service)
+    assert (run.prefill_start_s == np.array(start)).all()
+    assert (run.finish_s == np.array(start) + outputs).all()
+
+
+@pytest.mark.parametrize("policy", ["chunked", "prefill_first", "static"])
+@pytest.mark.parametrize("degrees", [(1, 1), (2, 1), (1, 2)])
+def test_memory_is_empty_at_the_end(
+    policy: CollocatedPolicy, degrees: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a run short of blocks no lane holds a request, block or phase; every token was one gap; nothing is lost."""
+    kept = []
+
+    def keep(lane: np.ndarray, *others: object) -> None:
+        run_instances(lane, *others)
+        kept.append(lane)
+
+    monkeypatch.setattr("estimator.kernels.lanes.run_instances", keep)
+    rng = np.random.default_rng(8)
+    instance = replace(
+        instance_of(rough_cost(64, 16), 64, 16, num_kv_blocks=40), parallelism=Parallelism(dp=degrees[0], pp=degrees[1])
+    )
+    system = Collocated(instance=instance, num_instances=3, policy=policy, router="power_of_two")
+    requests = requests_of(
+        np.cumsum(rng.exponential(0.05, 1_000)), rng.integers(1, 200, 1_000), rng.integers(1, 60, 1_000)
+    )
+    run = simulate(system, requests)
+    assert run.decode.num_preemptions > 0 or policy == "static"  # whose batches are small under this budget
+    assert np.isfinite(run.finish_s).all()
+    assert run.itl_weight.sum() == pytest.approx((run.output_tokens - 1).sum(), rel=1e-9)
+    assert (kept[0][:, [NUM_RESIDENT, USED]] == 0).all()
+    assert (kept[0][:, PHASE : PHASE + 16] == 0).all()
+
+
+@pytest.mark.parametrize("router", ["random", "power_of_two"])
+def test_the_seed_fixes_everything(router: Router) -> None:
+    """The same seed gives the same bytes, another seed other times."""
+    rng = np.random.default_rng(9)
+    requests = requests_of(np.cumsum(rng.exponential(0.05, 500)), rng.integers(1, 200, 500), rng.integers(1, 60, 500))
+    system = Collocated(instance=instance_of(rough_cost(64, 16), 64, 16), num_instances=4, router=router)
+    first, again, other = (simulate(system, requests, seed=seed) for seed in (1, 1, 2))
+    assert first.finish_s.tobytes() == again.finish_s.tobytes()
+    assert first.itl_weight.tobytes() == again.itl_weight.tobytes()
+    assert first.finish_s.tobytes() != other.finish_s.tobytes()
+
+
+def test_better_routers_wait_less() -> None:
+    """Over 8 instances at high load mean TTFT falls from random to power of two choices to least outstanding."""
+    rng = np.random.default_rng(10)
+    num = 20_000
+    requests = requests_of(
+        np.cumsum(rng.exponential(0.108, num)), rng.integers(1, 100, num), rng.geometric(1 / 20, num)
+    )
+    names: tuple[Router, ...] = ("random", "power_of_two", "least_outstanding")
+    instance = instance_of(rough_cost(64, 16), 64, 16)
+    mean_s = [
+        float(simulate(Collocated(instance=instance, num_instances=8, router=name), requests).ttft_s.mean())
+        for name in names
+    ]
+    assert mean_s[0] > mean_s[1] > mean_s[2]
