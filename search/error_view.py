@@ -41,6 +41,12 @@ class KnownError:
     median_frac: float | None
     origin: str
 
+    @property
+    def basis(self) -> str:
+        """What the time rests on, in words."""
+        words = {"fitted": f"fitted on {self.origin}", "borrowed": f"borrowed from {self.origin}"}
+        return words.get(self.tier, "data sheet and customary efficiency, never measured")
+
 
 def known_errors(problem: Problem, strategy: Strategy) -> tuple[KnownError, ...]:
     """The fits behind the steps of `strategy`, per GPU type, largest error first."""

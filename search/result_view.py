@@ -14,7 +14,7 @@ from search.assumptions import assumptions_of, question_line
 from search.edge import read_yaml
 from search.error_view import known_errors
 from search.serving_view import serving_of
-from search.simulated_view import breakdown_at, curve_of
+from search.simulated_view import breakdown_at, curve_of, limits_ms
 from search.spec import parse_spec
 from search.view import BillRow, Candidate, Rejection, View
 from spaces.space import Space
@@ -47,7 +47,7 @@ def view_of_run(folder: Path) -> View:
         question=question_line(spec, problem),
         demand_req_s=demand,
         mean_output_tokens=mean_output,
-        slo_ms={target.name: 1e3 * target.limit_s for target in problem.slo.targets},
+        slo_ms=limits_ms(problem),
         recommended=best,
         best_collocated=one,
         best_disaggregated=two,

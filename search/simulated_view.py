@@ -19,20 +19,31 @@ POOLS = {"m": "collocated", "p": "prefill pool", "d": "decode pool"}
 
 
 def curve_of(problem: Problem, candidate: Candidate) -> Curve:
-    """TTFT and TPOT P90 at rates around the candidate's goodput."""
+    """Every target's latency at rates around the candidate's goodput."""
     system = existing_system(problem, Strategy.parse(candidate.strategy))
     rates = [frac * candidate.goodput_req_s for frac in CURVE_FRACS]
-    summaries = [
-        estimate(problem, system, candidate.strategy, rate_req_s=rate, num_requests=CURVE_REQUESTS).summary
+    excesses = [
+        estimate(problem, system, candidate.strategy, rate_req_s=rate, num_requests=CURVE_REQUESTS).excesses
         for rate in rates
     ]
     return Curve(
         strategy=candidate.strategy,
         is_disaggregated=candidate.is_disaggregated,
+        gpus=candidate.gpus,
         rate_req_s=tuple(rates),
-        ttft_ms=tuple(1e3 * summary.ttft.p90_s for summary in summaries),
-        tpot_ms=tuple(1e3 * summary.tpot.p90_s for summary in summaries),
+        latency_ms={
+            name: tuple(limit_ms * excess[name] for excess in excesses) for name, limit_ms in limits_ms(problem).items()
+        },
     )
+
+
+def limits_ms(problem: Problem) -> dict[str, float]:
+    """Limit of each target in ms, by the name under which `Slo.excesses` tells how far it is."""
+    slo = problem.slo
+    names = {target: target.name for target in slo.targets}
+    if slo.share is not None:
+        names = {target: f"{target.metric} share {100 * slo.share:g} %" for target in slo.targets}
+    return {name: 1e3 * target.limit_s for target, name in names.items()}
 
 
 def breakdown_at(problem: Problem, strategy: str, rate_req_s: float) -> tuple[OperatorTime, ...]:

@@ -10,9 +10,10 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from search.error_view import KnownError
-from search.money_view import Money
+from search.money_view import Money, amount, symbol_of
 from search.serving_view import Serving
 
+BOUNDS = {"compute": "compute", "memory": "memory bandwidth", "link": "the link", "host": "the host"}
 STEP_UP_USD_FRAC = 0.5  # how much dearer a strategy worth a word may be
 STEP_UP_GAIN = 2.0  # and how many times faster its goodput must grow than its cost
 
@@ -77,13 +78,13 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Curve:
-    """Latency against rate of one strategy; NaN where nothing finished."""
+    """Latency against rate of one strategy, by target of the SLO at its percentile; ∞ where too few finish."""
 
     strategy: str
     is_disaggregated: bool
+    gpus: str
     rate_req_s: tuple[float, ...]
-    ttft_ms: tuple[float, ...]
-    tpot_ms: tuple[float, ...]
+    latency_ms: Mapping[str, tuple[float, ...]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,6 +136,20 @@ class View:
     money: Money | None = None
 
     @property
+    def currency(self) -> str:
+        """What amounts are in."""
+        return "USD" if self.money is None else self.money.currency
+
+    @property
+    def symbol(self) -> str:
+        """What stands before an amount."""
+        return symbol_of(self.currency)
+
+    def usd(self, value: float, decimals: int = 2) -> str:
+        """An amount with its currency's symbol."""
+        return amount(value, self.currency, decimals=decimals)
+
+    @property
     def usd_per_1m_at_demand(self) -> float | None:
         """Dollars per million output tokens when the recommended strategy serves just the demand."""
         if self.recommended is None:
@@ -151,13 +166,13 @@ class View:
             most = self.front[-1]
             return (
                 f"No strategy tried serves {self.demand_req_s:g} requests/s within the targets; "
-                f"the most is {most.goodput_req_s:.3g} requests/s with {most.gpus} at ${most.usd_per_h:,.2f}/h."
+                f"the most is {most.goodput_req_s:.3g} requests/s with {most.gpus} at {self.usd(most.usd_per_h)}/h."
             )
         return (
-            f"Rent {best.gpus} for ${best.usd_per_h:,.2f}/h: "
+            f"Rent {best.gpus} for {self.usd(best.usd_per_h)}/h: "
             f"serves {self.demand_req_s:g} requests/s within the targets, "
             f"{best.headroom_frac(self.demand_req_s):.0%} headroom, "
-            f"${self.usd_per_1m_at_demand:,.2f} per million output tokens"
+            f"{self.usd(self.usd_per_1m_at_demand or 0.0)} per million output tokens"
             f"{self._step_up_words()}."
         )
 
@@ -185,28 +200,50 @@ class View:
         if more is None or best is None:
             return ""
         return (
-            f"; {more.usd_per_h / best.usd_per_h - 1.0:.0%} more money ({more.gpus}, ${more.usd_per_h:,.2f}/h) "
+            f"; {more.usd_per_h / best.usd_per_h - 1.0:.0%} more money ({more.gpus}, {self.usd(more.usd_per_h)}/h) "
             f"buys {more.headroom_frac(self.demand_req_s):.0%} headroom"
         )
 
     @property
     def certainty(self) -> str:
-        """How sure the answer is: sampling, the search, what the times rest on."""
+        """How sure the answer is, in one line: sampling, the search, what the times rest on."""
+        return " ".join(self.certainties)
+
+    @property
+    def certainties(self) -> tuple[str, ...]:
+        """The same, a sentence each."""
         best = self.recommended or (self.front[-1] if self.front else None)
         if best is None:
-            return "Nothing to be sure of."
+            return ("Nothing to be sure of.",)
         margin = (best.high_req_s - best.low_req_s) / 2.0 / best.goodput_req_s
         searched = (
-            f"{self.num_evaluated} strategies evaluated"
+            f"{self.num_evaluated:,} strategies evaluated"
             + (f" of {self.space_size:,} in the space" if self.space_size else "")
-            + (" (all)" if self.is_complete else "")
+            + (" (all)." if self.is_complete else ".")
         )
         rests = {
-            "fitted": "times fitted on measurements of this GPU and engine",
-            "borrowed": "times borrowed from a related GPU or engine",
-            "data_sheet": "times from data sheets: check before you buy",
+            "fitted": "Times fitted on measurements of this GPU and engine",
+            "borrowed": "Times borrowed from a related GPU or engine",
+            "data_sheet": "Times from data sheets: check before you buy",
         }
-        return f"Goodput ±{margin:.1%} from sampling; {searched}; {rests.get(best.tier, best.tier)}."
+        known = [error.median_frac for error in self.errors if error.median_frac is not None]
+        off = f", kernel times {min(known):.0%} to {max(known):.0%} off in the median" if known else ""
+        return f"Goodput ±{margin:.1%} from sampling.", searched, f"{rests.get(best.tier, best.tier)}{off}."
+
+    @property
+    def bottleneck(self) -> str:
+        """What bounds a typical step of each pool and phase."""
+        said = []
+        for pool, phase in dict.fromkeys((time.pool, time.phase) for time in self.breakdown):
+            times = [time for time in self.breakdown if (time.pool, time.phase) == (pool, phase)]
+            total = sum(time.ms for time in times)
+            by_bound: dict[str, float] = {}
+            for time in times:
+                by_bound[time.bound] = by_bound.get(time.bound, 0.0) + time.ms
+            bound = max(by_bound, key=lambda name: by_bound[name])
+            what = "A decode step" if phase == "decode" else "A prompt of mean length"
+            said.append(f"{what} takes {total:.3g} ms, {by_bound[bound] / total:.0%} of it bound by {BOUNDS[bound]}.")
+        return " ".join(said)
 
     @property
     def comparison(self) -> str:
@@ -217,7 +254,7 @@ class View:
             return f"Only {found} strategies serve the demand." if found != "no" else "Neither kind serves the demand."
         cheap, dear = (one, two) if one.usd_per_h <= two.usd_per_h else (two, one)
         if dear.usd_per_h - cheap.usd_per_h <= 0.005 * cheap.usd_per_h:
-            return f"Collocated and disaggregated cost the same (${cheap.usd_per_h:,.2f}/h)."
+            return f"Collocated and disaggregated cost the same ({self.usd(cheap.usd_per_h)}/h)."
         saved = 1.0 - cheap.usd_per_h / dear.usd_per_h
         return f"{cheap.architecture.capitalize()} is {saved:.0%} cheaper than the best {dear.architecture} strategy."
 

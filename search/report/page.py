@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from pathlib import Path
 
-from search.report.figures import plotly_json
-from search.report.images import write_images
-from search.report.tables import TABLES
-from search.view import View
+from search.report.figures import figures_of, plotly_json, write_files
+from search.report.front import near_range
+from search.report.looks import Figure
+from search.view import Candidate, View
 
 _HERE = Path(__file__).parent
 PLOTLY = _HERE / "vendor" / "plotly-basic.min.js"
@@ -17,42 +16,50 @@ PLOTLY = _HERE / "vendor" / "plotly-basic.min.js"
 
 def write_report(view: View, folder: Path) -> Path:
     """Write `report.html` and `figures/*.{png,csv}` into the run's folder; the page's path."""
-    figures = folder / "figures"
-    figures.mkdir(parents=True, exist_ok=True)
-    write_tables(view, figures)
-    write_images(view, figures)
+    figures = figures_of(view)
+    write_files(figures, folder / "figures")
     page = folder / "report.html"
-    page.write_text(render_page(view), encoding="utf-8")
+    page.write_text(render_page(view, figures), encoding="utf-8")
     return page
 
 
-def render_page(view: View) -> str:
+def render_page(view: View, figures: dict[str, Figure]) -> str:
     """The whole page as text: style, script and numbers inside, no address of anything outside."""
+    details = {candidate.strategy: detail(view, candidate) for candidate in view.candidates}
+    return render(
+        "page.html.j2",
+        view=view,
+        answer=_unbroken(view),
+        figures=figures,
+        plots={name: in_script(plotly_json(figure)) for name, figure in figures.items()},
+        has_near=near_range(view) is not None,
+        recommended=in_script(json.dumps(view.recommended.strategy if view.recommended else "")),
+        details=in_script(json.dumps(details, allow_nan=False)),
+        script=(_HERE / "page.js").read_text(encoding="utf-8"),
+    )
+
+
+def render(template: str, **values: object) -> str:
+    """A template of this folder with the shared style and the vendored library."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
         loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    details = {c.strategy: _detail(view, c.strategy) for c in view.candidates}
-    return environment.get_template("page.html.j2").render(
-        view=view,
-        figures={name: in_script(text) for name, text in plotly_json(view).items()},
-        recommended=in_script(json.dumps(view.recommended.strategy if view.recommended else None)),
-        details=in_script(json.dumps(details, allow_nan=False)),
+    return environment.get_template(template).render(
+        **values,
+        style=(_HERE / "style.css").read_text(encoding="utf-8"),
         plotly=PLOTLY.read_text(encoding="utf-8").replace("</script", "<\\/script"),
     )
 
 
-def write_tables(view: View, folder: Path) -> None:
-    """Write `<figure>.csv` for every figure that has numbers."""
-    for name, rows_of in TABLES.items():
-        rows = rows_of(view)
-        if not rows:
-            continue
-        with (folder / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
+def _unbroken(view: View) -> str:
+    """The answer, with no line end between a number and its GPU."""
+    answer = view.answer
+    for candidate in (view.recommended, view.step_up):
+        if candidate is not None:
+            answer = answer.replace(candidate.gpus, candidate.gpus.replace(" ", "\u00a0"))
+    return answer
 
 
 def in_script(text: str) -> str:
@@ -60,15 +67,15 @@ def in_script(text: str) -> str:
     return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
 
 
-def _detail(view: View, strategy: str) -> dict[str, str]:
+def detail(view: View, candidate: Candidate) -> dict[str, str]:
     """What a click on a strategy shows."""
-    candidate = next(c for c in view.candidates if c.strategy == strategy)
+    rate = f"{candidate.goodput_req_s:.3g} req/s ({candidate.low_req_s:.3g} to {candidate.high_req_s:.3g})"
     return {
-        "Strategy": strategy,
+        "Strategy": candidate.strategy,
         "GPUs": f"{candidate.gpus} ({candidate.architecture})",
-        "Goodput": f"{candidate.goodput_req_s:.3g} req/s ({candidate.low_req_s:.3g} to {candidate.high_req_s:.3g})",
-        "Cost": f"${candidate.usd_per_h:,.2f}/h, ${candidate.usd_per_1m_output:,.2f} per 1M output tokens",
-        "At goodput": f"TTFT P90 {candidate.ttft_p90_ms:.0f} ms, TPOT P90 {candidate.tpot_p90_ms:.1f} ms",
-        "Limit": candidate.binding_limit,
+        "Goodput": f"{rate}, set by {candidate.binding_limit}",
         "Headroom": f"{candidate.headroom_frac(view.demand_req_s):+.0%} against the demand",
+        "Cost": f"{view.usd(candidate.usd_per_h)}/h, {view.usd(candidate.usd_per_1m_output)} per 1M output tokens",
+        "At goodput": f"TTFT P90 {candidate.ttft_p90_ms:.0f} ms, TPOT P90 {candidate.tpot_p90_ms:.1f} ms",
+        "Look closer": f"bestserve estimate spec.yaml -s '{candidate.strategy}' -r {view.demand_req_s:g}",
     }

@@ -1,0 +1,81 @@
+"""The hourly bill by GPU type: each pool's share, and what is bought only because nodes are sold whole."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from search.report.looks import BLUE, GREY, HATCH, ORANGE, Figure, axes_of, layout
+from search.view import Candidate, View, gpu_label
+from spaces.strategy import Strategy
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure as Drawing
+
+POOLS = {"m": "instances", "p": "prefill pool", "d": "decode pool"}
+UNUSED = "bought in whole nodes, unused"
+LOOKS = {"instances": (BLUE, ""), "prefill pool": (BLUE, ""), "decode pool": (ORANGE, "/"), UNUSED: (GREY, "x")}
+
+
+def cost_figures(view: View) -> list[Figure]:
+    """The recommended strategy's bill; none without one."""
+    best = view.recommended
+    if best is None or not best.bill:
+        return []
+    labels, series = [gpu_label(row.gpu) for row in best.bill], parts_of(best)
+    traces = [
+        {
+            "type": "bar",
+            "orientation": "h",
+            "name": name,
+            "y": labels,
+            "x": values,
+            "showlegend": True,
+            "marker": {"color": LOOKS[name][0], "pattern": {"shape": LOOKS[name][1], **HATCH}},
+            "hovertemplate": f"{view.symbol}%{{x:.2f}}/h<extra>%{{fullData.name}}</extra>",
+        }
+        for name, values in series.items()
+    ]
+    shown = layout(f"{view.symbol}/h", "") | {"barmode": "stack"}
+
+    def draw(drawing: Drawing) -> None:
+        axes, left = axes_of(drawing), [0.0] * len(labels)
+        for name, values in series.items():
+            colour, hatch = LOOKS[name]
+            axes.barh(labels, values, left=left, color=colour, hatch=hatch * 2 or None, edgecolor="white", label=name)
+            left = [a + b for a, b in zip(left, values, strict=True)]
+        axes.set_xlabel(f"{view.symbol}/h")
+        axes.legend(fontsize=8)
+
+    return [
+        Figure(
+            name="cost",
+            alt="The hourly bill by GPU type and pool",
+            plot={"data": traces, "layout": shown},
+            rows=[
+                {
+                    "gpu": row.gpu,
+                    "num_used": row.num_used,
+                    "num_bought": row.num_bought,
+                    "usd_per_gpu_h": row.usd_per_gpu_h,
+                    **{f"usd_per_h_{name.replace(' ', '_')}": values[place] for name, values in series.items()},
+                    "card": row.card,
+                    "source": row.source,
+                    "date": row.date,
+                }
+                for place, row in enumerate(best.bill)
+            ],
+            draw=draw,
+            height_px=130 + 40 * len(labels),
+        )
+    ]
+
+
+def parts_of(best: Candidate) -> dict[str, list[float]]:
+    """$/h of each pool, and of what is bought unused, per line of the bill; together they are the line's price."""
+    pools = Strategy.parse(best.strategy).pools
+    series = {
+        POOLS[pool.role]: [pool.num_gpus * row.usd_per_gpu_h if row.gpu == pool.gpu else 0.0 for row in best.bill]
+        for pool in pools
+    }
+    unused = [(row.num_bought - row.num_used) * row.usd_per_gpu_h for row in best.bill]
+    return series | ({UNUSED: unused} if any(unused) else {})
