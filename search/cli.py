@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from estimator.errors import BestServeError, require
+from search.commands import compare, schema
 from search.commands.export import export
 from search.commands.space import space
 from search.commands.verify import verify
+from search.console import print_json, standard_console
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from rich.console import Console
 
     from search.study import Progress
     from search.view import View
@@ -112,9 +111,9 @@ def estimate(
     answer = run_estimate(problem, system, str(parsed), rate_req_s=rate)
     breakdown = breakdown_of(problem, parsed, answer.summary)
     if as_json:
-        _print_json(plain(answer) | {"where_the_time_goes": plain(breakdown)})
+        print_json(plain(answer) | {"where_the_time_goes": plain(breakdown)})
     else:
-        print_estimate(answer, breakdown, _console())
+        print_estimate(answer, breakdown, standard_console())
 
 
 @app.command(epilog="Example: bestserve goodput runs/quickstart.yaml --strategy 1p-tp2@h100_sxm+2d-tp2@h200_sxm")
@@ -132,9 +131,9 @@ def goodput(spec: SpecFile, strategy: StrategyText, as_json: AsJson = False) -> 
     if as_json:
         unstable = {"strategy": str(parsed), "goodput": None} if isinstance(answer, Unstable) else {}
         cost = {} if isinstance(answer, Unstable) else {"usd_per_h": answer.bill.usd_per_h}
-        _print_json(unstable | plain(answer) | cost)
+        print_json(unstable | plain(answer) | cost)
     else:
-        print_goodput(answer, _console())
+        print_goodput(answer, standard_console())
 
 
 @app.command(epilog="Example: bestserve validate measurements.csv --peers peers.csv --out predictions.csv")
@@ -161,9 +160,9 @@ def validate(
         )
     found = run_validate(measurements, predictions=out, peers=peers)
     if as_json:
-        _print_json(plain(found))
+        print_json(plain(found))
         return
-    console = _console()
+    console = standard_console()
     table = accuracy_table(found)
     console.print(Markdown(table) if console.is_terminal else table, markup=False, highlight=False)
     note = f"{found.num_runs} runs"
@@ -191,17 +190,9 @@ def catalogue(
 
     rows = ROWS[what.value]()
     if as_json:
-        _print_json({what.value: rows})
+        print_json({what.value: rows})
     else:
-        print_rows(rows, _console())
-
-
-@app.command(epilog="Example: bestserve schema > bestserve.schema.json")
-def schema() -> None:
-    """Print the JSON Schema of run specs, for editors that complete YAML."""
-    from search.spec import Spec
-
-    _print_json(Spec.model_json_schema())
+        print_rows(rows, standard_console())
 
 
 app.command(epilog="Example: bestserve space runs/quickstart.yaml")(space)
@@ -217,6 +208,8 @@ def lengths(
     typer.echo(fit_yaml(trace), nl=False)
 
 
+app.command(epilog=compare.EXAMPLE)(compare.compare)
+app.command(epilog=schema.EXAMPLE)(schema.schema)
 app.command(epilog="Example: bestserve export runs/quickstart --target vllm")(export)
 app.command(epilog="Example: bestserve verify runs/quickstart result-vllm.json")(verify)
 
@@ -229,9 +222,9 @@ def _show_view(view: View, folder: Path, *, as_json: bool) -> None:
 
     page = write_report(view, folder)
     if as_json:
-        _print_json(plain(view.as_json()) | {"report": str(page)})
+        print_json(plain(view.as_json()) | {"report": str(page)})
         return
-    console = _console()
+    console = standard_console()
     print_view(view, console)
     console.print(f"Report: {page}", highlight=False)
 
@@ -258,17 +251,6 @@ def progress_bar(*, quiet: bool) -> Iterator[Callable[[Progress], None]]:
             )
 
         yield on_progress
-
-
-def _console() -> Console:
-    from rich.console import Console
-
-    console = Console()
-    return console if console.is_terminal else Console(width=160)
-
-
-def _print_json(value: dict[str, Any]) -> None:
-    print(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
 
 
 def _command() -> str:

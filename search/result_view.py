@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,25 @@ MAX_RIVALS = 2
 def view_of_run(folder: Path) -> View:
     """What the finished run in `folder` answers; `BestServeError` if there is none.
 
-    Latency curves are simulated again, everything else is read.
+    Latency curves, the step's parts and a few seconds of serving are simulated again, everything else is read.
     """
+    view = read_view(folder)
+    problem = parse_spec(read_yaml(folder / "spec.yaml"), folder=folder).problem()
+    best, demand = view.recommended, view.demand_req_s
+    shown = [best, *rivals(best, view.best_collocated, view.best_disaggregated, view.front)]
+    curves = tuple(curve_of(problem, candidate) for candidate in shown if candidate is not None)
+    if best is None:
+        return replace(view, curves=curves)
+    return replace(
+        view,
+        curves=curves,
+        breakdown=breakdown_at(problem, best.strategy, demand),
+        serving=serving_of(problem, best.strategy, demand),
+    )
+
+
+def read_view(folder: Path) -> View:
+    """The same without what is simulated: in a fraction of a second."""
     manifest = _manifest(folder)
     spec = parse_spec(read_yaml(folder / "spec.yaml"), folder=folder)
     problem, cards = spec.problem(), spec.cards()
@@ -41,7 +59,6 @@ def view_of_run(folder: Path) -> View:
     demand = spec.traffic.rate_req_s
     best = candidates.get(manifest["recommended"] or "")
     one, two = (cheapest(candidates.values(), demand, is_disaggregated=kind) for kind in (False, True))
-    shown = [candidate for candidate in (best, *rivals(best, one, two, front)) if candidate is not None]
     return View(
         name=spec.name,
         question=question_line(spec, problem),
@@ -57,9 +74,6 @@ def view_of_run(folder: Path) -> View:
         rejected=_rejected(table, Space(problem)),
         is_complete=len(table) >= int(manifest["space_size"]),
         space_size=int(manifest["space_size"]),
-        curves=tuple(curve_of(problem, candidate) for candidate in shown),
-        breakdown=breakdown_at(problem, best.strategy, demand) if best else (),
-        serving=serving_of(problem, best.strategy, demand) if best else None,
         errors=known_errors(problem, Strategy.parse(best.strategy)) if best else (),
         assumptions=assumptions_of(spec, problem, best),
         command=str(manifest.get("command", "")),

@@ -23,6 +23,12 @@ def gpu_label(name: str) -> str:
     return name.replace("_", " ").upper()
 
 
+def target_label(name: str) -> str:
+    """A target's name for people: `TTFT P90` for `ttft p90`, `TTFT of 90 %` for `ttft share 90 %`."""
+    metric, _, level = name.partition(" ")
+    return f"{metric.upper()} {level.replace('share', 'of').replace('p', 'P')}"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BillRow:
     """GPUs of one type on the bill; `num_bought` ≥ `num_used` because nodes are bought whole."""
@@ -148,6 +154,11 @@ class View:
     def usd(self, value: float, decimals: int = 2) -> str:
         """An amount with its currency's symbol."""
         return amount(value, self.currency, decimals=decimals)
+
+    @property
+    def targets(self) -> str:
+        """The limits in one line."""
+        return ", ".join(f"{target_label(name)} ≤ {ms:g} ms" for name, ms in self.slo_ms.items())
 
     @property
     def usd_per_1m_at_demand(self) -> float | None:

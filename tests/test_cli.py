@@ -19,6 +19,7 @@ ROOT = Path(__file__).parent.parent
 COMMANDS: tuple[str, ...] = (
     *("plan", "estimate", "goodput", "validate", "report", "catalogue", "schema", "space", "lengths"),
     *("export", "verify"),
+    "compare",
 )
 TINY = """
 name: tiny

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from search.compare import ComparedRun, Comparison
+from search.report.compare_page import write_comparison
 from search.report.figures import figures_of
 from search.report.page import write_report
 from search.view import View
@@ -26,6 +28,7 @@ SILENT = (
     "--disable-component-update",
     "--disable-sync",
 )
+LOUD = ("error", "warning", "trace")  # plotly warns by console.trace
 pytestmark = pytest.mark.browser
 
 
@@ -46,12 +49,14 @@ def browser() -> Iterator[Any]:
         launched.close()
 
 
-def opened(browser: Any, page_file: Path, *, scheme: str = "light", width: int = 1200) -> tuple[Any, list[str]]:
+def opened(
+    browser: Any, page_file: Path, *, scheme: str = "light", width: int = 1200, first: str = "front"
+) -> tuple[Any, list[str]]:
     """The page in a tab, and a list that fills with errors, warnings and requests that leave the page."""
     page = browser.new_page(color_scheme=scheme, viewport={"width": width, "height": 900})
     trouble: list[str] = []
     page.on("pageerror", lambda error: trouble.append(str(error)))
-    page.on("console", lambda message: trouble.append(message.text) if message.type in ("error", "warning") else None)
+    page.on("console", lambda message: trouble.append(message.text) if message.type in LOUD else None)
     page.on(
         "request",
         lambda request: (
@@ -59,7 +64,7 @@ def opened(browser: Any, page_file: Path, *, scheme: str = "light", width: int =
         ),
     )
     page.goto(page_file.as_uri())
-    page.wait_for_selector("#front .scatterlayer .point")
+    page.wait_for_selector(f"#{first} .scatterlayer .point")
     if shots := os.environ.get("BESTSERVE_SCREENSHOTS"):
         page.screenshot(path=str(Path(shots) / f"{page_file.stem}-{scheme}-{width}.png"), full_page=True)
     return page, trouble
@@ -128,5 +133,24 @@ def test_print_fits_the_paper(browser: Any, page_file: Path, tmp_path: Path) -> 
     assert page.evaluate("[...document.querySelectorAll('details')].every((more) => more.open)")
     pdf = page.pdf(path=str(tmp_path / "report.pdf"), format="A4", print_background=True)
     assert pdf.startswith(b"%PDF")
+    page.close()
+    assert trouble == []
+
+
+@pytest.mark.parametrize(("scheme", "width"), [("light", 1200), ("dark", 390)])
+def test_comparison_in_a_browser(browser: Any, tmp_path: Path, scheme: str, width: int) -> None:
+    """Runs side by side: both fronts drawn and named on hover; no error, no request, no sideways scroll."""
+    dear = replace(view(), front=tuple(replace(c, usd_per_h=1.3 * c.usd_per_h) for c in view().front))
+    runs = tuple(ComparedRun(label=label, folder=label, view=v) for label, v in (("one", view()), ("two", dear)))
+    page_file = write_comparison(Comparison(runs=runs, differences=()), tmp_path / "comparison.html")
+    page, trouble = opened(browser, page_file, scheme=scheme, width=width, first="fronts")
+    assert page.locator("#fronts .scatterlayer .point").count() == 2 * len(view().front)
+    point = page.locator("#fronts .scatterlayer .trace").nth(1).locator(".point").first
+    point.scroll_into_view_if_needed()
+    box = point.bounding_box()
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    page.wait_for_selector("#fronts .hoverlayer .hovertext")
+    assert "1m-tp1@h100_sxm" in page.locator("#fronts .hoverlayer").text_content()
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
     page.close()
     assert trouble == []

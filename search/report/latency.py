@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from search.report.looks import COLLOCATED, DISAGGREGATED, RED, Figure, Plot, axes_of, layout, level, moment
-from search.view import Curve, View
+from search.view import Curve, View, target_label
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
@@ -23,7 +23,7 @@ def latency_figures(view: View) -> list[Figure]:
     return [
         Figure(
             name=f"latency_{''.join(c if c.isalnum() else '_' for c in target.replace(' %', ''))}",
-            alt=f"{in_words(target)} against arrival rate of {len(view.curves)} strategies, target {limit_ms:g} ms",
+            alt=f"{target_label(target)} against arrival rate of {len(view.curves)} strategies, target {limit_ms:g} ms",
             plot=_plot(view, target, limit_ms),
             rows=[
                 {"strategy": curve.strategy, "rate_req_s": rate, "latency_ms": ms, "target": target}
@@ -35,12 +35,6 @@ def latency_figures(view: View) -> list[Figure]:
         for target, limit_ms in view.slo_ms.items()
         if view.curves
     ]
-
-
-def in_words(target: str) -> str:
-    """`TTFT P90` for `ttft p90`; `TTFT of 90 %` for `ttft share 90 %`."""
-    metric, _, level_of = target.partition(" ")
-    return f"{metric.upper()} {level_of.replace('share', 'of').replace('p', 'P')}"
 
 
 def curve_name(curve: Curve, place: int) -> str:
@@ -67,7 +61,7 @@ def _plot(view: View, target: str, limit_ms: float) -> Plot:
                 "hovertemplate": f"%{{y:.0f}} ms at %{{x:.2f}} req/s<extra>{'ABCDEFGH'[place]}</extra>",
             }
         )
-    shown = layout("arrival rate, requests/s", f"{in_words(target)}, ms")
+    shown = layout("arrival rate, requests/s", f"{target_label(target)}, ms")
     values = [ms for trace in traces for ms in trace["y"] if ms] + [limit_ms]
     steps = (1, 2, 5) if max(values) > 30 * min(values) else (1, 2, 3, 4, 5, 7)
     ticks = [step * 10**power for power in range(6) for step in steps]
@@ -93,5 +87,5 @@ def _draw(view: View, target: str, limit_ms: float, drawing: Drawing) -> None:
         )
     axes.axhline(limit_ms, color=RED, ls="--", lw=1, label=f"target {limit_ms:g} ms")
     axes.axvline(view.demand_req_s, color=RED, ls=":", lw=1, label="demand")
-    axes.set(xlabel="arrival rate, requests/s", ylabel=f"{in_words(target)}, ms", yscale="log")
+    axes.set(xlabel="arrival rate, requests/s", ylabel=f"{target_label(target)}, ms", yscale="log")
     axes.legend(fontsize=7)

@@ -41,26 +41,26 @@ def _tips(money: Money) -> Figure:
     tips = sorted(money.tipping_points, key=lambda tip: abs(tip.change_frac))[:MAX_TIPS]
     names = [_short(tip, place) for place, tip in enumerate(tips)]
     change = [100.0 * tip.change_frac for tip in tips]
-    trace = {
-        "type": "bar",
-        "orientation": "h",
-        "y": names,
-        "x": change,
-        "customdata": [tip.sentence(money.currency) for tip in tips],
-        "hovertemplate": "%{customdata}<extra></extra>",
-        "text": [f"{value:+.0f} %" for value in change],
-        "textposition": "outside",
-        "cliponaxis": False,
-        "marker": {
-            "color": [BLUE if value > 0 else ORANGE for value in change],
-            "pattern": {"shape": ["" if value > 0 else "/" for value in change], **HATCH},
-        },
-    }
+    traces = [
+        {
+            "type": "bar",
+            "orientation": "h",
+            "y": names,
+            "x": [value if (value > 0) == is_up else None for value in change],
+            "customdata": [tip.sentence(money.currency) for tip in tips],
+            "hovertemplate": "%{customdata}<extra></extra>",
+            "text": [f"{value:+.0f} %" for value in change],
+            "textposition": "outside",
+            "cliponaxis": False,
+            "marker": {"color": BLUE if is_up else ORANGE, "pattern": {"shape": "" if is_up else "/", **HATCH}},
+        }
+        for is_up in (True, False)
+    ]
     shown = layout("change at which another strategy takes over, %", "")
-    shown["yaxis"] |= {"autorange": "reversed"}
+    shown["yaxis"] |= {"autorange": "reversed", "categoryorder": "array", "categoryarray": names}
     widest = max(abs(value) for value in change)
     shown["xaxis"] |= {"range": [-1.25 * widest if min(change) < 0 else 0, 1.25 * widest if max(change) > 0 else 0]}
-    shown["showlegend"] = False
+    shown |= {"showlegend": False, "barmode": "overlay"}
 
     def draw(drawing: Drawing) -> None:
         axes = axes_of(drawing)
@@ -73,7 +73,7 @@ def _tips(money: Money) -> Figure:
     return Figure(
         name="tipping_points",
         alt="How far each price, rate, length, target and link is from changing the answer",
-        plot={"data": [trace], "layout": shown},
+        plot={"data": traces, "layout": shown},
         rows=[
             {
                 "group": tip.group,

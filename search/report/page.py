@@ -35,7 +35,7 @@ def render_page(view: View, figures: dict[str, Figure]) -> str:
         has_near=near_range(view) is not None,
         recommended=in_script(json.dumps(view.recommended.strategy if view.recommended else "")),
         details=in_script(json.dumps(details, allow_nan=False)),
-        script=(_HERE / "page.js").read_text(encoding="utf-8"),
+        page_script=(_HERE / "page.js").read_text(encoding="utf-8"),
     )
 
 
@@ -48,6 +48,7 @@ def render(template: str, **values: object) -> str:
     )
     return environment.get_template(template).render(
         **values,
+        figures_script=(_HERE / "figures.js").read_text(encoding="utf-8"),
         style=(_HERE / "style.css").read_text(encoding="utf-8"),
         plotly=PLOTLY.read_text(encoding="utf-8").replace("</script", "<\\/script"),
     )
