@@ -1,9 +1,10 @@
 """Who waits, computes and holds KV cache at each moment of a simulated run, from the times of its requests.
 
 A request that is in a state from a to b adds the length of [a, b) ∩ bin to that state's count·seconds in the bin. Bin
-means are therefore exact, and over the whole run they add up to the kernel's own integrals. KV use is what a request
-has computed at its admission, then grows evenly from the first token to the last (steps differ in length, so within a
-request this is an approximation); a request that was preempted is shown as if it had kept its cache.
+means are therefore exact, and over the whole run they add up to the kernel's own integrals. KV use is the prompt from
+its start, then grows evenly from the first token to the last (steps differ in length, so within a request this is an
+approximation). An instance that does both phases holds whole blocks, half of the last one in the mean; a prefill
+instance holds the prompt until its cache has arrived. A preempted request is shown as if it had kept its cache.
 
 | state | from | to |
 |---|---|---|
@@ -23,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from estimator.errors import require
-from estimator.instance import Instance
+from estimator.instance import BLOCK_TOKENS, Instance
 from estimator.requests import Requests
 from estimator.simulation import Simulation
 from estimator.system import Collocated, System
@@ -66,17 +67,19 @@ def timeline(system: System, requests: Requests, simulation: Simulation, edge_s:
     )
     run, computed = simulation, (requests.input_tokens - requests.cached_tokens).astype(np.float64)
     grown = (requests.output_tokens - 1).astype(np.float64)
+    has_left_s = np.where(np.isnan(run.kv_arrival_s), run.first_token_s, run.kv_arrival_s)
     waiting = _mean(edge_s, run.arrival_s, run.prefill_start_s)
     prefill = _mean(edge_s, run.prefill_start_s, run.first_token_s)
-    prompts = _mean(edge_s, run.prefill_start_s, run.first_token_s, computed)
     none = np.zeros(len(edge_s) - 1)
     if isinstance(system, Collocated):
+        held = computed + 0.5 * (BLOCK_TOKENS - 1)
+        prompts = _mean(edge_s, run.prefill_start_s, run.first_token_s, held)
         whole = PoolTimeline(
             name="instances",
             waiting_seqs=waiting,
             prefill_seqs=prefill,
             decode_seqs=_mean(edge_s, run.first_token_s, run.finish_s),
-            kv_tokens=prompts + _mean(edge_s, run.first_token_s, run.finish_s, computed, grown),
+            kv_tokens=prompts + _mean(edge_s, run.first_token_s, run.finish_s, held, grown),
             kv_capacity_tokens=_capacity_tokens(system.instance, system.num_instances),
         )
         return Timeline(edge_s=edge_s, pools=(whole,), moving_seqs=none)
@@ -85,7 +88,7 @@ def timeline(system: System, requests: Requests, simulation: Simulation, edge_s:
         waiting_seqs=waiting,
         prefill_seqs=prefill,
         decode_seqs=none,
-        kv_tokens=prompts,
+        kv_tokens=_mean(edge_s, run.prefill_start_s, has_left_s, computed),
         kv_capacity_tokens=_capacity_tokens(system.prefill, system.num_prefill),
     )
     handed = requests.input_tokens.astype(np.float64)
