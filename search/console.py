@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+import re
+import sys
+from typing import IO, TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -16,7 +18,22 @@ def standard_console() -> Console:
     from rich.console import Console
 
     console = Console()
-    return console if console.is_terminal else Console(width=PIPE_WIDTH)
+    return console if console.is_terminal else Console(width=PIPE_WIDTH, file=cast("IO[str]", Trimmed(sys.stdout)))
+
+
+class Trimmed:
+    """A text stream that leaves out spaces at the ends of lines, with which tables fill their width."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        """Write without spaces before line ends."""
+        return self.stream.write(re.sub(r" +(?=\n)", "", text))
+
+    def flush(self) -> None:
+        """As the stream."""
+        self.stream.flush()
 
 
 def print_json(value: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from search.view import Candidate, OperatorTime, View
+from search.view import NEAR_COSTS, Candidate, OperatorTime, View, near_range
 
 if TYPE_CHECKING:
     from estimator.outcome import Unstable
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 PLOT_HEIGHT = 16
 MAX_PLOT_WIDTH = 110
 MAX_FRONT_ROWS = 15
+WIDE = 100  # columns from which the front's table has all its columns
+NARROW_COLUMNS, WIDE_COLUMNS = 33, 66  # taken by everything but the strategy
 
 
 def print_view(view: View, console: Console) -> None:
@@ -30,9 +32,12 @@ def print_view(view: View, console: Console) -> None:
     console.print()
     console.print(view.comparison, highlight=False)
     if view.front:
-        console.print(front_table(view, wide=not console.is_terminal or console.width >= 100))
+        console.print(front_table(view, console.width))
     if console.is_terminal and len(view.front) > 1:
-        console.print("req/s against $/h: c collocated, d disaggregated, X recommended, line = demand", highlight=False)
+        console.print(
+            f"req/s against {view.symbol}/h: c collocated, d disaggregated, X recommended, line = demand",
+            highlight=False,
+        )
         print(front_plot(view, min(console.width, MAX_PLOT_WIDTH)), file=console.file)
     for line in limit_lines(view):
         console.print(line, highlight=False)
@@ -49,12 +54,13 @@ def recommendation_table(best: Candidate, view: View) -> Table:
     table.add_column(no_wrap=True, style="bold")
     table.add_column(overflow="fold")
     interval = f"{best.low_req_s:.3g} to {best.high_req_s:.3g}"
+    per_token = view.usd(view.usd_per_1m_at_demand or 0.0)
     rows = {
         "Strategy": best.strategy,
         "GPUs": f"{best.gpus} ({best.architecture})",
         "Goodput": f"{best.goodput_req_s:.3g} req/s ({interval}), set by {best.binding_limit}",
         "Headroom": f"{best.headroom_frac(view.demand_req_s):+.0%} over {view.demand_req_s:g} req/s",
-        "Cost": f"${best.usd_per_h:,.2f}/h · ${view.usd_per_1m_at_demand or 0:,.2f} per 1M output tokens at the demand",
+        "Cost": f"{view.usd(best.usd_per_h)}/h · {per_token} per 1M output tokens at the demand",
     }
     for name, value in rows.items():
         table.add_row(name, value)
@@ -62,24 +68,26 @@ def recommendation_table(best: Candidate, view: View) -> Table:
         bought = (
             f"{row.num_bought} bought, {row.num_used} used" if row.num_bought != row.num_used else f"{row.num_used}"
         )
-        table.add_row("Price", f"{row.gpu}: {bought} × ${row.usd_per_gpu_h:.2f}/h ({row.card}, {row.date})")
+        table.add_row("Price", f"{row.gpu}: {bought} × {view.usd(row.usd_per_gpu_h)}/h ({row.card}, {row.date})")
     return table
 
 
-def front_table(view: View, *, wide: bool) -> Table:
+def front_table(view: View, width: int) -> Table:
     """The Pareto front, cheapest first; ✓ marks the recommended strategy, C and D the architectures."""
+    wide = width >= WIDE
     table = Table(title="Pareto front: goodput against cost", title_justify="left", pad_edge=False, box=SIMPLE_HEAD)
     table.add_column("", no_wrap=True)
     table.add_column("strategy", overflow="fold", min_width=20)
-    names = ("req/s", "$/h", "$/1M") + (("GPUs", "TTFT", "TPOT", "limit") if wide else ())
+    names = ("req/s", f"{view.symbol}/h", f"{view.symbol}/1M") + (("GPUs", "TTFT", "TPOT", "set by") if wide else ())
     for name in names:
-        table.add_column(name, justify="left" if name == "limit" else "right", no_wrap=name != "limit")
-    shown = _spread(view.front, MAX_FRONT_ROWS, view.recommended)
+        table.add_column(name, justify="left" if name == "set by" else "right", no_wrap=name != "set by")
+    shown = near_rows(view)
+    room = width - (WIDE_COLUMNS if wide else NARROW_COLUMNS)
     for candidate in shown:
         chosen = view.recommended is not None and candidate.strategy == view.recommended.strategy
         cells = [
             f"{'✓' if chosen else ' '}{'D' if candidate.is_disaggregated else 'C'}",
-            candidate.strategy,
+            candidate.strategy if len(candidate.strategy) <= room else candidate.strategy.replace("+", "+\n"),
             f"{candidate.goodput_req_s:.2f}",
             f"{candidate.usd_per_h:.2f}",
             f"{candidate.usd_per_1m_output:.2f}",
@@ -89,13 +97,22 @@ def front_table(view: View, *, wide: bool) -> Table:
             cells.append(candidate.binding_limit)
         table.add_row(*cells, style="bold" if chosen else None)
     hidden = len(view.front) - len(shown)
-    table.caption = "C collocated, D disaggregated, ✓ recommended; $/1M output tokens at full goodput"
+    table.caption = f"C collocated, D disaggregated, ✓ recommended; {view.symbol}/1M output tokens at full goodput"
     if wide:
         table.caption += "; TTFT and TPOT: P90 in ms at that rate"
     table.caption_justify = "left"
     if hidden > 0:
         table.caption += f"; {hidden} more in front.csv"
     return table
+
+
+def near_rows(view: View) -> list[Candidate]:
+    """At most `MAX_FRONT_ROWS` of the front: those around the recommended cost, and both ends."""
+    best = view.recommended
+    if best is None or len(view.front) <= MAX_FRONT_ROWS:
+        return _spread(view.front, MAX_FRONT_ROWS, best)
+    near = [c for c in view.front[1:-1] if best.usd_per_h / NEAR_COSTS <= c.usd_per_h <= best.usd_per_h * NEAR_COSTS]
+    return [view.front[0], *_spread(tuple(near), MAX_FRONT_ROWS - 3, best), view.front[-1]]
 
 
 def front_plot(view: View, width: int) -> str:
@@ -105,8 +122,10 @@ def front_plot(view: View, width: int) -> str:
     plotext.clear_figure()
     plotext.theme("clear")
     plotext.plotsize(width, PLOT_HEIGHT)
+    near = near_range(view)
+    shown = view.front if near is None else tuple(c for c in view.front if c.usd_per_h <= near[0])
     for is_disaggregated, marker in ((False, "c"), (True, "d")):
-        points = [c for c in view.front if c.is_disaggregated == is_disaggregated]
+        points = [c for c in shown if c.is_disaggregated == is_disaggregated]
         if points:
             plotext.scatter([c.usd_per_h for c in points], [c.goodput_req_s for c in points], marker=marker)
     if view.recommended is not None:
@@ -116,14 +135,11 @@ def front_plot(view: View, width: int) -> str:
 
 
 def limit_lines(view: View) -> list[str]:
-    """What limits the answer: the target that binds, and why other strategies are out."""
-    lines = []
-    if view.recommended is not None:
-        lines.append(f"What limits: {view.recommended.binding_limit}.")
-    if view.rejected:
-        named = ", ".join(f"{r.num} {r.what} by {r.rule}" for r in view.rejected[:5])
-        lines.append(f"Out: {named}.")
-    return lines
+    """Why other strategies are out."""
+    if not view.rejected:
+        return []
+    named = ", ".join(f"{r.num:,} {r.what} by {r.rule.replace('_', ' ')}" for r in view.rejected[:5])
+    return [f"Left out: {named}."]
 
 
 def _spread(front: tuple[Candidate, ...], num: int, keep: Candidate | None) -> list[Candidate]:

@@ -14,6 +14,7 @@ from search.money_view import Money, amount, symbol_of
 from search.serving_view import Serving
 
 BOUNDS = {"compute": "compute", "memory": "memory bandwidth", "link": "the link", "host": "the host"}
+NEAR_COSTS = 3.0  # plots and tables look first at strategies up to this many times the recommended cost
 STEP_UP_USD_FRAC = 0.5  # how much dearer a strategy worth a word may be
 STEP_UP_GAIN = 2.0  # and how many times faster its goodput must grow than its cost
 
@@ -291,3 +292,15 @@ class View:
             "versions": dict(self.versions),
             "command": self.command,
         }
+
+
+def near_range(view: View) -> tuple[float, float] | None:
+    """Highest cost and goodput of the part around the demand; None where that is nearly everything."""
+    best = view.recommended
+    if best is None:
+        return None
+    usd = NEAR_COSTS * best.usd_per_h
+    near = [c.goodput_req_s for c in view.candidates if c.usd_per_h <= usd]
+    if len(near) > 0.9 * len(view.candidates):
+        return None
+    return usd, 1.1 * max(*near, view.demand_req_s)

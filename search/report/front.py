@@ -5,12 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from search.report.looks import COLLOCATED, DISAGGREGATED, RED, Figure, Plot, Row, axes_of, layout, level
-from search.view import Candidate, View
+from search.view import Candidate, View, near_range
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
-
-NEAR_COSTS = 3.0  # the figure opens on strategies up to this many times the recommended cost
 
 
 def front_figures(view: View) -> list[Figure]:
@@ -26,18 +24,6 @@ def front_figures(view: View) -> list[Figure]:
             draw=lambda drawing: _draw(view, drawing),
         )
     ]
-
-
-def near_range(view: View) -> tuple[float, float] | None:
-    """Highest cost and goodput of the part around the demand; None where that is nearly everything."""
-    best = view.recommended
-    if best is None:
-        return None
-    usd = NEAR_COSTS * best.usd_per_h
-    near = [c.goodput_req_s for c in view.candidates if c.usd_per_h <= usd]
-    if len(near) > 0.9 * len(view.candidates):
-        return None
-    return usd, 1.1 * max(*near, view.demand_req_s)
 
 
 def _rows(view: View) -> list[Row]:

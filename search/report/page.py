@@ -6,9 +6,8 @@ import json
 from pathlib import Path
 
 from search.report.figures import figures_of, plotly_json, write_files
-from search.report.front import near_range
 from search.report.looks import Figure
-from search.view import Candidate, View
+from search.view import Candidate, View, near_range
 
 _HERE = Path(__file__).parent
 PLOTLY = _HERE / "vendor" / "plotly-basic.min.js"
