@@ -87,7 +87,9 @@ def plan(  # noqa: PLR0913  (one parameter per option)
         again = _command() if resume else f"{_command()} --resume"
         typer.echo(f"Stopped; what is done is kept. Go on with: {again}", err=True)
         raise typer.Exit(130) from None
-    _show_view(view_of_run(result.folder), result.folder, as_json=as_json)
+    with busy("simulating what the report shows", quiet=as_json):
+        view = view_of_run(result.folder)
+    _show_view(view, result.folder, as_json=as_json)
 
 
 @app.command(epilog="Example: bestserve estimate runs/quickstart.yaml --strategy 2m-tp2@h100_sxm --rate 8")
@@ -176,7 +178,9 @@ def report(
     """Write the report of a run again, and print its answer."""
     from search.result_view import view_of_run
 
-    _show_view(view_of_run(run), run, as_json=as_json)
+    with busy("simulating what the report shows", quiet=as_json):
+        view = view_of_run(run)
+    _show_view(view, run, as_json=as_json)
 
 
 @app.command(epilog="Example: bestserve catalogue prices")
@@ -201,11 +205,18 @@ app.command(epilog="Example: bestserve space runs/quickstart.yaml")(space)
 @app.command(epilog="Example: bestserve lengths AzureLLMInferenceTrace_conv.csv")
 def lengths(
     trace: Annotated[Path, typer.Argument(metavar="TRACE", help="Trace file with input and output tokens.")],
+    as_json: AsJson = False,
 ) -> None:
     """Fit lognormal lengths to a trace and print them as YAML for a spec, with the goodness of fit."""
     from search.lengths import fit_yaml
 
-    typer.echo(fit_yaml(trace), nl=False)
+    fitted = fit_yaml(trace)
+    if as_json:
+        from ruamel.yaml import YAML
+
+        print_json(YAML(typ="safe", pure=True).load(fitted))
+    else:
+        typer.echo(fitted, nl=False)
 
 
 app.command(epilog=compare.EXAMPLE)(compare.compare)
@@ -227,6 +238,19 @@ def _show_view(view: View, folder: Path, *, as_json: bool) -> None:
     console = standard_console()
     print_view(view, console)
     console.print(f"Report: {page}", highlight=False)
+
+
+@contextmanager
+def busy(what: str, *, quiet: bool) -> Iterator[None]:
+    """A moving sign on standard error while something takes seconds; nothing where nobody looks."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    if quiet or not console.is_terminal:
+        yield
+        return
+    with console.status(what):
+        yield
 
 
 @contextmanager

@@ -8,16 +8,23 @@ import io
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import IO, cast
 
 import pytest
 from rich.console import Console
 
+from search.console import Trimmed
 from search.report.cost import parts_of
 from search.report.figures import figures_of
 from search.report.page import PLOTLY, in_script, render_page, write_report
-from search.terminal import print_view
+from search.terminal import near_rows, print_view
 from search.view import View
 from tests.small_view import candidate, errors, money, serving, view
+
+
+def whole() -> View:
+    """Every part that can be shown."""
+    return replace(view(), serving=serving(), errors=errors(), money=money())
 
 
 def printed(shown: View, *, width: int, terminal: bool) -> str:
@@ -71,16 +78,56 @@ def test_terminal_fits_its_width(width: int) -> None:
     assert "req/s against $/h: c collocated" in text
 
 
+def long_front() -> View:
+    """Thirty strategies with long names from 2 to 60 $/h, of which the one at 20 is recommended."""
+    front = tuple(
+        candidate(f"{n}p-tp1-pp2@h100_sxm,tokens=16384+{n}d-tp2-pp2@h100_sxm,seqs=1024", 2.4 * n, 2.0 * n)
+        for n in range(1, 31)
+    )
+    return replace(view(), front=front, candidates=front, recommended=front[9])
+
+
+def test_long_names_break_between_pools() -> None:
+    """At 80 columns a name is broken after the + alone: its second line begins with the decode pool."""
+    shown = near_rows(long_front())
+    lines = printed(long_front(), width=80, terminal=True).splitlines()
+    starts = [line.split()[0] for line in lines if line.startswith("      ") and "@h100_sxm" in line]
+    assert starts == [c.strategy.split("+")[1] for c in shown]
+
+
+def test_table_keeps_near_the_demand() -> None:
+    """Of thirty strategies at most fifteen are shown: both ends, the recommended one, none between 60 and the last."""
+    shown = near_rows(long_front())
+    assert 10 <= len(shown) <= 15
+    assert (shown[0], shown[-1]) == (long_front().front[0], long_front().front[-1])
+    assert long_front().recommended in shown
+    assert f"{30 - len(shown)} more in front.csv" in printed(long_front(), width=120, terminal=True)
+
+
+def test_terminal_and_json_say_the_same() -> None:
+    """The sentences that the terminal prints are the JSON's own, and every row of its table is in the JSON's front."""
+    shown, text = whole(), printed(whole(), width=400, terminal=False)
+    told = shown.as_json()
+    for name in ("answer", "certainty", "comparison"):
+        assert told[name] in text
+    for row in told["front"]:
+        assert row["strategy"] in text
+        assert f"{row['goodput_req_s']:.2f}" in text
+
+
+def test_pipes_get_no_spaces_at_line_ends() -> None:
+    """What tables fill their width with is left out."""
+    text = io.StringIO()
+    print_view(whole(), Console(file=cast(IO[str], Trimmed(text)), width=160))
+    assert not any(line.endswith(" ") for line in text.getvalue().splitlines())
+    assert "Pareto front" in text.getvalue()
+
+
 def test_piped_output_has_no_plot_and_no_escapes() -> None:
     """Into a pipe goes plain text: no plot, no colour codes."""
     text = printed(view(), width=120, terminal=False)
     assert "req/s against" not in text
     assert "\x1b" not in text
-
-
-def whole() -> View:
-    """Every part that can be shown."""
-    return replace(view(), serving=serving(), errors=errors(), money=money())
 
 
 def test_report_files(tmp_path: Path) -> None:
