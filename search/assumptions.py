@@ -56,5 +56,9 @@ def assumptions_of(spec: Spec, problem: Problem, best: Candidate | None) -> tupl
         ("Prices", "third-party records of public list prices, not quotes; whole nodes where sold so"),
         ("Not modelled", "failures and spares, start-up of instances, network contention beside KV hand-over"),
     ]
+    if spec.calibration is not None and not isinstance(spec.calibration, str):
+        card = spec.calibration
+        corrected = f"steps × {card.step_time_factor:g}, request overhead {card.request_overhead_ms:g} ms"
+        rows.append(("Calibration", f"{corrected} on {card.architecture}: {card.source} ({card.date})"))
     rows += [("GPU " + gpu.name, f"{gpu.source} ({gpu.date})") for gpu in problem.gpus.values()]
     return tuple(rows)

@@ -156,7 +156,7 @@ def _rule(kind: str, context: Mapping[str, Any], message: str) -> tuple[str, str
 # Pydantic names the chosen branch of a union in an error's place; these are not field names of the file.
 _BRANCHES = {
     *("fixed", "uniform", "lognormal", "empirical", "poisson", "gamma", "constant", "trace"),
-    *("str", "GpuSpec", "PriceSpec"),
+    *("str", "GpuSpec", "PriceSpec", "CalibrationSpec"),
 }
 
 

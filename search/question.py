@@ -12,8 +12,10 @@ from estimator.catalogue.gpus import gpu_names, load_gpu
 from estimator.catalogue.models import load_model
 from estimator.catalogue.prices import load_prices
 from estimator.cost import PRICE_KINDS, PriceCard, default_cards
+from estimator.engine import Engine
 from estimator.errors import BestServeError
 from estimator.hardware import Gpu
+from estimator.recalibrate import recalibrated
 from estimator.slo import Slo, SloTarget
 from estimator.workload import (
     Arrivals,
@@ -59,7 +61,7 @@ def problem_of(spec: Spec) -> Problem:
     link = spec.link
     return Problem(
         model=load_model(spec.model.id),
-        engine=load_engine(spec.engine),
+        engine=engine_of(spec),
         gpus={gpu.name: gpu for gpu in map(gpu_of, spec.gpus)},
         weight_dtype=spec.model.weights,
         kv_dtype=spec.model.kv,
@@ -69,6 +71,18 @@ def problem_of(spec: Spec) -> Problem:
         network_bytes_per_s=link.gbit_s_per_gpu * 1e9 / BITS_PER_BYTE if link.gbit_s_per_gpu else None,
         link_latency_s=link.latency_us / 1e6,
     )
+
+
+def engine_of(spec: Spec) -> Engine:
+    """The bundled engine, corrected by the spec's calibration; raises `BestServeError` for a card of another engine."""
+    engine, card = load_engine(spec.engine), spec.calibration
+    if card is None:
+        return engine
+    if isinstance(card, str):
+        raise BestServeError("calibration", card, "has not been read", "a spec that load_spec or parse_spec read")
+    if card.engine != spec.engine:
+        raise BestServeError("calibration", card.engine, "is of another engine", f"a card of {spec.engine}")
+    return recalibrated(engine, card.recalibration())
 
 
 def gpu_of(given: str | GpuSpec) -> Gpu:

@@ -13,6 +13,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from estimator.errors import BestServeError
 from search.edge import Edge, read_yaml, validated
+from search.spec_calibration import CalibrationSpec, load_calibration
 from search.spec_search import SearchSpec
 
 if TYPE_CHECKING:
@@ -243,6 +244,9 @@ class Spec(Edge):
     )
     search: SearchSpec = Field(default_factory=SearchSpec, description="limits of the search")
     link: LinkSpec = Field(default_factory=LinkSpec, description="the KV hand-over's link")
+    calibration: str | CalibrationSpec | None = Field(
+        default=None, description="a card that `bestserve verify --calibrate` wrote, or what it holds"
+    )
 
     @property
     def gpu_names(self) -> list[str]:
@@ -298,7 +302,10 @@ def parse_spec(given: Any, *, folder: Path) -> Spec:
     model = spec.model
     if (folder / model.id).exists():
         model = model.model_copy(update={"id": str((folder / model.id).resolve())})
-    return spec.model_copy(update={"traffic": traffic, "model": model})
+    card = spec.calibration
+    if isinstance(card, str):
+        card = load_calibration(Path(_beside(card, folder, "calibration")))
+    return spec.model_copy(update={"traffic": traffic, "model": model, "calibration": card})
 
 
 def _beside(path: str, folder: Path, field: str) -> str:
