@@ -44,6 +44,7 @@ DRIFT_FRAC = 0.01  # share of arrivals that may pile up within the window before
 NUM_BATCHES = 10
 T_9 = 2.262  # Student's t, 9 degrees of freedom, 97.5 %
 NEARLY_FULL_FRAC = 0.75  # mean share in use at which a queue in front means waiting for room
+NUM_CHOICES = 4  # two choices of four already differ little from two of many (Mitzenmacher 2001)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,16 +146,27 @@ def goodput(
 
 
 def equal_part(system: System, workload: Workload) -> tuple[System, Workload, int]:
-    """The smallest part that behaves like the whole behind round robin, its traffic, and the number of such parts."""
+    """The smallest part that behaves like the whole behind round robin, its traffic, and the number of such parts.
+
+    Where decode is placed by load, a part keeps `NUM_CHOICES` decode instances to choose from if it can.
+    """
     if system.router != "round_robin":
         return system, workload, 1
     if isinstance(system, Collocated):
         num_parts = system.num_instances
         part: System = replace(system, num_instances=1)
     else:
-        num_parts = math.gcd(system.num_prefill, system.num_decode)
+        num_parts = _num_equal_pools(system)
         part = replace(system, num_prefill=system.num_prefill // num_parts, num_decode=system.num_decode // num_parts)
     return (part, workload.every_mth(num_parts), num_parts) if num_parts > 1 else (system, workload, 1)
+
+
+def _num_equal_pools(system: Disaggregated) -> int:
+    common = math.gcd(system.num_prefill, system.num_decode)
+    if system.policy.decode_placement == "round_robin":
+        return common
+    most = max(system.num_decode // NUM_CHOICES, 1)
+    return max(d for d in range(1, common + 1) if common % d == 0 and d <= most)
 
 
 @lru_cache(maxsize=16)
