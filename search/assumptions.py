@@ -2,9 +2,30 @@
 
 from __future__ import annotations
 
+from estimator.goodput import NUM_FINE
 from search.spec import Spec
-from search.view import Candidate
-from spaces.problem import Problem
+from search.view import Candidate, gpu_label
+from spaces.problem import Problem, link_of
+from spaces.strategy import Strategy
+
+TIERS = {
+    "fitted": "fitted on measurements of this GPU and engine",
+    "borrowed": "borrowed from a related GPU or engine",
+    "data_sheet": "from data sheets with typical efficiencies: not measured",
+}
+POLICIES = {
+    "chunked": "prompts in chunks beside the decoding sequences (chunked prefill)",
+    "prefill_first": "waiting prompts before decoding",
+    "static": "static batches",
+    "distserve": "whole prompts first come, first served; decode admits greedily (DistServe)",
+    "tetriinfer": "prompts by length in chunks, decode instances by load, room reserved ahead (TetriInfer)",
+}
+ROUTERS = {
+    "round_robin": "instances in turn",
+    "random": "a random instance",
+    "least_outstanding": "the instance with the fewest requests",
+    "power_of_two": "the less loaded of two random instances",
+}
 
 
 def question_line(spec: Spec, problem: Problem) -> str:
@@ -13,7 +34,7 @@ def question_line(spec: Spec, problem: Problem) -> str:
     return (
         f"{model}, {spec.model.weights} weights, {spec.model.kv} KV cache, on {spec.engine}: "
         f"{spec.traffic.rate_req_s:g} requests/s, {slo_line(spec)}, up to {spec.search.max_gpus} GPUs "
-        f"of {', '.join(spec.gpu_names)}"
+        f"of {', '.join(map(gpu_label, spec.gpu_names))}"
     )
 
 
@@ -36,11 +57,6 @@ def slo_line(spec: Spec) -> str:
 def assumptions_of(spec: Spec, problem: Problem, best: Candidate | None) -> tuple[tuple[str, str], ...]:
     """What the answer takes for granted, as (name, sentence)."""
     traffic, workload = spec.traffic, problem.workload
-    tiers = {
-        "fitted": "fitted on measurements of this GPU and engine",
-        "borrowed": "borrowed from a related GPU or engine",
-        "data_sheet": "from data sheets with typical efficiencies: not measured",
-    }
     cached = f"{traffic.cached_frac:.0%} of each prompt cached" if traffic.cached_frac else "no prefix cache hits"
     rows = [
         ("Model", f"{problem.model.name}, weights {spec.model.weights}, KV cache {spec.model.kv}"),
@@ -51,14 +67,37 @@ def assumptions_of(spec: Spec, problem: Problem, best: Candidate | None) -> tupl
             f"{workload.mean_output_tokens:.0f} output tokens), {traffic.arrivals.kind} arrivals, {cached}",
         ),
         ("Targets", slo_line(spec)),
-        ("Operator times", "none" if best is None else tiers.get(best.tier, best.tier)),
-        ("Routing", "equal instances behind round robin"),
-        ("Prices", "third-party records of public list prices, not quotes; whole nodes where sold so"),
-        ("Not modelled", "failures and spares, start-up of instances, network contention beside KV hand-over"),
     ]
+    if best is not None:
+        rows += _serving_rows(problem, Strategy.parse(best.strategy))
+        rows.append(("Kernel times", TIERS.get(best.tier, best.tier)))
     if spec.calibration is not None and not isinstance(spec.calibration, str):
         card = spec.calibration
         corrected = f"steps × {card.step_time_factor:g}, request overhead {card.request_overhead_ms:g} ms"
         rows.append(("Calibration", f"{corrected} on {card.architecture}: {card.source} ({card.date})"))
-    rows += [("GPU " + gpu.name, f"{gpu.source} ({gpu.date})") for gpu in problem.gpus.values()]
+    rows += [
+        (
+            "Goodput",
+            f"highest rate that keeps the targets over {NUM_FINE:,} simulated requests or more, the same for every "
+            f"strategy (seed {spec.search.seed}); the start from empty and the end are not judged",
+        ),
+        ("Prices", "third-party records of public list prices, not quotes; whole nodes where sold so"),
+        ("Not modelled", "start-up and warm-up of instances, network contention beside the KV hand-over"),
+    ]
+    rows += [(f"GPU {gpu_label(gpu.name)}", f"{gpu.source} ({gpu.date})") for gpu in problem.gpus.values()]
     return tuple(rows)
+
+
+def _serving_rows(problem: Problem, strategy: Strategy) -> list[tuple[str, str]]:
+    """How the recommended strategy schedules and routes, and what carries its KV caches."""
+    rows = [
+        ("Scheduling", POLICIES.get(strategy.policy, strategy.policy)),
+        ("Routing", ROUTERS.get(strategy.router, strategy.router)),
+    ]
+    if strategy.is_disaggregated:
+        link = link_of(problem, strategy)
+        rate = min(link.egress_bytes_per_s, link.ingress_bytes_per_s) / 1e9
+        rows.append(
+            ("KV hand-over", f"{rate:.3g} GB/s per instance, one transfer at a time, {1e6 * link.latency_s:g} µs")
+        )
+    return rows

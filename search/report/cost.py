@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from search.report.looks import BLUE, GREY, HATCH, ORANGE, Figure, axes_of, layout
+from search.report.looks import BLUE, GREY, ORANGE, Figure, axes_of, draw_stacked, layout, stacked
 from search.view import Candidate, View, gpu_label
 from spaces.strategy import Strategy
 
@@ -22,35 +22,18 @@ def cost_figures(view: View) -> list[Figure]:
     if best is None or not best.bill:
         return []
     labels, series = [gpu_label(row.gpu) for row in best.bill], parts_of(best)
-    traces = [
-        {
-            "type": "bar",
-            "orientation": "h",
-            "name": name,
-            "y": labels,
-            "x": values,
-            "showlegend": True,
-            "marker": {"color": LOOKS[name][0], "pattern": {"shape": LOOKS[name][1], **HATCH}},
-            "hovertemplate": f"{view.symbol}%{{x:.2f}}/h<extra>%{{fullData.name}}</extra>",
-        }
-        for name, values in series.items()
-    ]
     shown = layout(f"{view.symbol}/h", "") | {"barmode": "stack"}
 
     def draw(drawing: Drawing) -> None:
-        axes, left = axes_of(drawing), [0.0] * len(labels)
-        for name, values in series.items():
-            colour, hatch = LOOKS[name]
-            axes.barh(labels, values, left=left, color=colour, hatch=hatch * 2 or None, edgecolor="white", label=name)
-            left = [a + b for a, b in zip(left, values, strict=True)]
+        axes = axes_of(drawing)
+        draw_stacked(axes, labels, series, LOOKS)
         axes.set_xlabel(f"{view.symbol}/h")
-        axes.legend(fontsize=8)
 
     return [
         Figure(
             name="cost",
             alt="The hourly bill by GPU type and pool",
-            plot={"data": traces, "layout": shown},
+            plot={"data": stacked(labels, series, LOOKS), "layout": shown},
             rows=[
                 {
                     "gpu": row.gpu,

@@ -74,3 +74,36 @@ def axes_of(drawing: Drawing, num: int = 1) -> Any:
     for axes in [found] if num == 1 else found:
         axes.spines[["top", "right"]].set_visible(False)
     return found
+
+
+def stacked(labels: list[str], series: dict[str, list[float]], looks: dict[str, tuple[str, str]]) -> list[Plot]:
+    """Horizontal bars of `labels`, one trace a series; `looks`: colour and hatch of each series, grey if not there."""
+    return [
+        {
+            "type": "bar",
+            "orientation": "h",
+            "name": name,
+            "y": labels,
+            "x": values,
+            "showlegend": True,
+            "marker": {
+                "color": looks.get(name, (GREY, ""))[0],
+                "pattern": {"shape": looks.get(name, (GREY, ""))[1], **HATCH},
+            },
+            "hovertemplate": "%{x:.2f}<extra>%{fullData.name}</extra>",
+        }
+        for name, values in series.items()
+    ]
+
+
+def draw_stacked(
+    axes: Any, labels: list[str], series: dict[str, list[float]], looks: dict[str, tuple[str, str]]
+) -> None:
+    """The same bars by matplotlib, first label at the top, with a legend."""
+    left = [0.0] * len(labels)
+    for name, values in series.items():
+        colour, hatch = looks.get(name, (GREY, ""))
+        axes.barh(labels, values, left=left, color=colour, hatch=hatch * 2 or None, edgecolor="white", label=name)
+        left = [a + b for a, b in zip(left, values, strict=True)]
+    axes.invert_yaxis()
+    axes.legend(fontsize=8)

@@ -6,7 +6,21 @@ import math
 from typing import TYPE_CHECKING
 
 from search.money_view import BuyOrRent, DemandPlan, Money, TippingPoint, amount
-from search.report.looks import BLUE, GREEN, GREY, HATCH, ORANGE, RED, VIOLET, Figure, Plot, axes_of, layout
+from search.report.looks import (
+    BLUE,
+    GREEN,
+    GREY,
+    HATCH,
+    ORANGE,
+    RED,
+    VIOLET,
+    Figure,
+    Plot,
+    axes_of,
+    draw_stacked,
+    layout,
+    stacked,
+)
 from search.view import View, gpu_label
 
 if TYPE_CHECKING:
@@ -19,6 +33,7 @@ PART_LOOKS = {
     "hosting": (GREEN, "x"),
     "maintenance": (VIOLET, "."),
     "staff": (GREY, "-"),
+    "rent": (RED, ""),
 }
 
 
@@ -104,39 +119,18 @@ def _owning(money: Money) -> Figure:
     parts = list(dict.fromkeys(part for row in rows for part in row.parts_usd_per_gpu_h))
     series = {part: [v for row in rows for v in (row.parts_usd_per_gpu_h.get(part, 0.0), 0.0)] for part in parts}
     series["rent"] = [v for row in rows for v in (0.0, row.utilisation_frac * row.rent_usd_per_gpu_h)]
-    looks = {**PART_LOOKS, "rent": (RED, "")}
-    traces: list[Plot] = [
-        {
-            "type": "bar",
-            "orientation": "h",
-            "name": name,
-            "y": labels,
-            "x": values,
-            "marker": {
-                "color": looks.get(name, (GREY, ""))[0],
-                "pattern": {"shape": looks.get(name, ("", ""))[1], **HATCH},
-            },
-            "hovertemplate": f"{name} {money.symbol}%{{x:.2f}} per GPU and hour<extra></extra>",
-        }
-        for name, values in series.items()
-    ]
     shown = layout(f"{money.symbol} per GPU and hour", "") | {"barmode": "stack"}
     shown["yaxis"] |= {"autorange": "reversed"}
 
     def draw(drawing: Drawing) -> None:
-        axes, left = axes_of(drawing), [0.0] * len(labels)
-        for name, values in series.items():
-            colour, hatch = looks.get(name, (GREY, ""))
-            axes.barh(labels, values, left=left, color=colour, hatch=hatch * 2 or None, edgecolor="white", label=name)
-            left = [a + b for a, b in zip(left, values, strict=True)]
-        axes.invert_yaxis()
+        axes = axes_of(drawing)
+        draw_stacked(axes, labels, series, PART_LOOKS)
         axes.set_xlabel(f"{money.symbol} per GPU and hour")
-        axes.legend(fontsize=8)
 
     return Figure(
         name="own_or_rent",
         alt="Parts of the price of owning a GPU against renting it",
-        plot={"data": traces, "layout": shown},
+        plot={"data": stacked(labels, series, PART_LOOKS), "layout": shown},
         rows=[_owning_row(row) for row in rows],
         draw=draw,
         height_px=150 + 70 * len(rows),
