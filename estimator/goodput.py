@@ -17,7 +17,6 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from estimator.capacity import screen
 from estimator.errors import require
@@ -66,12 +65,13 @@ class Goodput:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Probe:
-    """One simulated rate. `excess` ≤ 1: the SLO is kept and the rate carried."""
+    """One simulated rate. `excess` ≤ 1: the SLO is kept and the rate carried; `backlog` > 1: it is not carried."""
 
     rate_req_s: float
     excess: float
     simulation: Simulation
     window: slice
+    backlog: float = 0.0
 
 
 class UnitDraw(NamedTuple):
@@ -102,10 +102,14 @@ class Prober:
         simulation = simulate(self.system, requests, seed=self.seed)
         self.num_simulated += num_requests
         window = slice(num_requests // 10, num_requests - num_requests // 20)
-        excess = self.slo.excess(simulation, window)
-        if excess <= 1.0:
-            excess = max(excess, _backlog_excess(simulation, window))
-        probe = Probe(rate_req_s=rate_req_s, excess=excess, simulation=simulation, window=window)
+        excess, backlog = self.slo.excess(simulation, window), _backlog_excess(simulation, window)
+        probe = Probe(
+            rate_req_s=rate_req_s,
+            excess=excess if excess > 1.0 else max(excess, backlog),
+            simulation=simulation,
+            window=window,
+            backlog=backlog,
+        )
         self.probes.append(probe)
         return probe
 
@@ -143,6 +147,16 @@ def goodput(
         return bracket
     low, high = _fine_bracket(prober, bracket, precision)
     return _answer(prober, low, high, num_parts)
+
+
+def probe(system: System, workload: Workload, slo: Slo, rate_req_s: float, *, seed: int = 0) -> Probe:
+    """The whole system at one rate, on the requests that `goodput` judges last; `excess` ≤ 1 if it carries the rate.
+
+    The simulation is of an equal part. Its window can be judged by another SLO without simulating again.
+    """
+    part, part_workload, num_parts = equal_part(system, workload)
+    prober = Prober(system=part, slo=slo, seed=seed, unit_requests=_unit_requests(part, part_workload, seed))
+    return prober.at(rate_req_s / num_parts, len(prober.unit_requests))
 
 
 def equal_part(system: System, workload: Workload) -> tuple[System, Workload, int]:
@@ -332,23 +346,14 @@ def _half_width(prober: Prober, at: Probe) -> float:
 
     With few probes or an attainment that does not move the slope is unknown, and the width of the probes stands in.
     """
-    kept = _kept(prober.slo, at)
+    kept = prober.slo.met_binding(at.simulation, at.window)
     means = np.array([batch.mean() for batch in np.array_split(kept, NUM_BATCHES)])
     standard_error = float(means.std(ddof=1)) / math.sqrt(NUM_BATCHES)
     rates = np.log([probe.rate_req_s for probe in prober.probes])
-    attained = np.array([_kept(prober.slo, probe).mean() for probe in prober.probes])
+    attained = np.array([prober.slo.met_binding(p.simulation, p.window).mean() for p in prober.probes])
     fall = float(attained[rates.argmin()] - attained[rates.argmax()])
     span = float(np.ptp(rates))
     return min(T_9 * standard_error * span / fall, 0.5) if fall > 0 else span
-
-
-def _kept(slo: Slo, probe: Probe) -> NDArray[np.bool_]:
-    """Per judged request, whether it keeps the target that binds (all targets where the SLO asks for a share)."""
-    if slo.share is not None:
-        return slo.met_requests(probe.simulation, probe.window)
-    name = slo.binding_target(probe.simulation, probe.window)
-    binding = tuple(target for target in slo.targets if target.name == name)
-    return Slo(targets=binding).met_requests(probe.simulation, probe.window)
 
 
 def _binding_limit(prober: Prober, high: Probe, summary: LatencySummary) -> str:

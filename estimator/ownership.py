@@ -19,7 +19,7 @@ The sum is the price of an hour owned, used or not; divided by u it is the price
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from estimator.cost import HOURS_PER_MONTH, HOURS_PER_YEAR, PriceCard
 from estimator.errors import require
@@ -103,15 +103,51 @@ class Ownership:
         return kw * self.pue * self.usd_per_kwh
 
     @property
+    def hosting_usd_per_h(self) -> float:
+        """Space and cooling per GPU and hour, for the power it may draw."""
+        return self.hosting_usd_per_kw_month * self.kw_load_per_gpu / HOURS_PER_MONTH
+
+    @property
+    def maintenance_usd_per_h(self) -> float:
+        """Repairs and support per GPU and hour."""
+        return self.maintenance_frac_per_year * self.capital_usd_per_gpu / HOURS_PER_YEAR
+
+    @property
+    def staff_usd_per_h(self) -> float:
+        """People per GPU and hour."""
+        return self.staff_usd_per_gpu_year / HOURS_PER_YEAR
+
+    @property
     def standing_usd_per_h(self) -> float:
         """Hosting, maintenance and staff per GPU and hour: paid whatever the load."""
-        hosting = self.hosting_usd_per_kw_month * self.kw_load_per_gpu / HOURS_PER_MONTH
-        maintenance = self.maintenance_frac_per_year * self.capital_usd_per_gpu / HOURS_PER_YEAR
-        return hosting + maintenance + self.staff_usd_per_gpu_year / HOURS_PER_YEAR
+        return self.hosting_usd_per_h + self.maintenance_usd_per_h + self.staff_usd_per_h
+
+    def parts_usd_per_h(self, utilisation_frac: float) -> dict[str, float]:
+        """What the cost of an hour consists of; the sum is `usd_per_gpu_h`."""
+        return {
+            "capital": self.capital_usd_per_h,
+            "power": self.power_usd_per_h(utilisation_frac),
+            "hosting": self.hosting_usd_per_h,
+            "maintenance": self.maintenance_usd_per_h,
+            "staff": self.staff_usd_per_h,
+        }
 
     def usd_per_gpu_h(self, utilisation_frac: float) -> float:
         """Full cost of one GPU owned for an hour."""
         return self.capital_usd_per_h + self.power_usd_per_h(utilisation_frac) + self.standing_usd_per_h
+
+    def whole_servers(self, num_needed: int) -> tuple[int, Ownership]:
+        """GPUs bought for `num_needed`, and the cost of owning per GPU needed: those beyond the need count as used."""
+        num_owned = math.ceil(num_needed / self.gpus_per_server) * self.gpus_per_server
+        share = num_owned / num_needed
+        per_needed = replace(
+            self,
+            server_usd=share * self.server_usd,
+            kw_load_per_gpu=share * self.kw_load_per_gpu,
+            kw_idle_per_gpu=share * self.kw_idle_per_gpu,
+            staff_usd_per_gpu_year=share * self.staff_usd_per_gpu_year,
+        )
+        return num_owned, per_needed
 
     def card(self, utilisation_frac: float) -> PriceCard:
         """The same as a price card, so that owned and rented GPUs are billed alike."""

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from estimator.errors import require
 from estimator.requests import Requests
 from estimator.seeds import stream
+from estimator.slo import class_of
 
 Tokens = NDArray[np.int64]
 Gaps = NDArray[np.float64]
@@ -119,6 +120,45 @@ class EmpiricalLengths:
         return self.input_tokens[index], self.output_tokens[index]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ClassLengths:
+    """Each class of requests has lengths of its own; which request is of which class as in `estimator.slo`."""
+
+    lengths: tuple[Lengths, ...]
+    shares: tuple[float, ...]
+
+    def draw(self, num: int, rng: np.random.Generator) -> tuple[Tokens, Tokens]:
+        """Input and output tokens, (num,) each."""
+        members = class_of(num, self.shares)
+        drawn = [lengths.draw(num, rng) for lengths in self.lengths]
+        places = np.arange(num)
+        inputs, outputs = (np.stack([pair[side] for pair in drawn])[members, places] for side in (0, 1))
+        return inputs, outputs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ScaledLengths:
+    """Lengths of `base` multiplied, rounded, at least 1."""
+
+    base: Lengths
+    input_factor: float = 1.0
+    output_factor: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("input_factor", "output_factor"):
+            value = getattr(self, name)
+            require(value > 0, field=name, value=value, rule="must be positive", accepted="> 0")
+
+    def draw(self, num: int, rng: np.random.Generator) -> tuple[Tokens, Tokens]:
+        """Input and output tokens, (num,) each."""
+        inputs, outputs = self.base.draw(num, rng)
+        return _times(inputs, self.input_factor), _times(outputs, self.output_factor)
+
+
+def _times(tokens: Tokens, factor: float) -> Tokens:
+    return np.asarray(np.maximum(np.rint(tokens * factor), 1), dtype=np.int64)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoissonArrivals:
     """Independent arrivals."""
@@ -173,7 +213,7 @@ class TraceArrivals:
         return np.resize(self.observed_s / self.observed_s.mean(), num)
 
 
-Lengths = FixedLengths | UniformLengths | LognormalLengths | EmpiricalLengths
+Lengths = FixedLengths | UniformLengths | LognormalLengths | EmpiricalLengths | ClassLengths | ScaledLengths
 Arrivals = PoissonArrivals | GammaArrivals | ConstantArrivals | TraceArrivals
 _NUM_FOR_MEANS = 100_000
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from estimator.goodput import NUM_FINE
-from search.spec import Spec
+from search.spec import SloSpec, Spec
 from search.view import Candidate, gpu_label
 from spaces.problem import Problem, link_of
 from spaces.strategy import Strategy
@@ -39,8 +39,14 @@ def question_line(spec: Spec, problem: Problem) -> str:
 
 
 def slo_line(spec: Spec) -> str:
-    """The targets in words."""
-    slo = spec.slo
+    """The targets in words, class by class where there are classes."""
+    if spec.slo is not None:
+        return slo_words(spec.slo)
+    return "; ".join(f"{each.name} ({each.share:.0%}): {slo_words(each.slo)}" for each in spec.classes)
+
+
+def slo_words(slo: SloSpec) -> str:
+    """One SLO's targets in words."""
     if slo.share is not None:
         limits = {"TTFT": slo.ttft_ms, "TPOT": slo.tpot_ms, "E2E": slo.e2e_ms}
         each = " and ".join(f"{name} ≤ {ms:g} ms" for name, ms in limits.items() if ms is not None)

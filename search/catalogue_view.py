@@ -1,4 +1,4 @@
-"""What is known: models, GPUs and prices as rows with their sources, for `bestserve catalogue`."""
+"""What is known: models, GPUs, prices, links and servers as rows with their sources, for `bestserve catalogue`."""
 
 from __future__ import annotations
 
@@ -53,6 +53,7 @@ def price_rows() -> list[Row]:
         {
             "id": card.id,
             "gpu": card.gpu,
+            "provider": card.provider,
             "kind": card.kind,
             "usd_per_gpu_h": card.usd_per_gpu_h,
             "gpus_per_node": card.gpus_per_node,
@@ -64,4 +65,34 @@ def price_rows() -> list[Row]:
     ]
 
 
-ROWS: dict[str, Callable[[], list[Row]]] = {"models": model_rows, "gpus": gpu_rows, "prices": price_rows}
+def link_rows() -> list[Row]:
+    """Bundled networks between nodes."""
+    from estimator.catalogue.prices import load_links
+
+    return [
+        {
+            "id": link.id,
+            "kind": link.kind,
+            "gbit_s_per_gpu": link.gbit_s,
+            "usd_per_gpu_h": link.usd_per_gpu_h,
+            "date": link.date,
+            "source": link.source,
+        }
+        for link in load_links().values()
+    ]
+
+
+def server_rows() -> list[Row]:
+    """Servers bought, as estimated."""
+    from estimator.catalogue.prices import load_servers
+
+    return [{"gpu": gpu, **server} for gpu, server in load_servers().items()]
+
+
+ROWS: dict[str, Callable[[], list[Row]]] = {
+    "models": model_rows,
+    "gpus": gpu_rows,
+    "prices": price_rows,
+    "links": link_rows,
+    "servers": server_rows,
+}

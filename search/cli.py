@@ -14,8 +14,10 @@ import typer
 from estimator.errors import BestServeError, require
 from search.commands import compare, schema
 from search.commands.export import export
+from search.commands.reprice import reprice
 from search.commands.space import space
 from search.commands.verify import verify
+from search.commands.whatif import whatif
 from search.console import print_json, standard_console
 
 if TYPE_CHECKING:
@@ -43,6 +45,8 @@ class Known(StrEnum):
     models = "models"
     gpus = "gpus"
     prices = "prices"
+    links = "links"
+    servers = "servers"
 
 
 @app.command(epilog="Example: bestserve plan runs/quickstart.yaml --trials 300")
@@ -188,7 +192,7 @@ def catalogue(
     what: Annotated[Known, typer.Argument(help="What to list.")],
     as_json: AsJson = False,
 ) -> None:
-    """List the bundled models, GPUs or price cards with their sources."""
+    """List the bundled models, GPUs, price cards, links or servers with their sources."""
     from search.catalogue_view import ROWS
     from search.terminal import print_rows
 
@@ -223,6 +227,8 @@ app.command(epilog=compare.EXAMPLE)(compare.compare)
 app.command(epilog=schema.EXAMPLE)(schema.schema)
 app.command(epilog="Example: bestserve export runs/quickstart --target vllm")(export)
 app.command(epilog="Example: bestserve verify runs/quickstart result-vllm.json")(verify)
+app.command(epilog="Example: bestserve reprice runs/quickstart --prices mine.toml")(reprice)
+app.command(epilog="Example: bestserve whatif runs/quickstart --set traffic.rate=2x --set slo.tpot=30ms")(whatif)
 
 
 def _show_view(view: View, folder: Path, *, as_json: bool) -> None:

@@ -156,7 +156,7 @@ def _rule(kind: str, context: Mapping[str, Any], message: str) -> tuple[str, str
 # Pydantic names the chosen branch of a union in an error's place; these are not field names of the file.
 _BRANCHES = {
     *("fixed", "uniform", "lognormal", "empirical", "poisson", "gamma", "constant", "trace"),
-    *("str", "GpuSpec", "PriceSpec", "CalibrationSpec"),
+    *("str", "GpuSpec", "PriceSpec", "LinkOptionSpec", "CalibrationSpec"),
 }
 
 
@@ -166,6 +166,6 @@ def _path(loc: tuple[int | str, ...]) -> str:
     for part in loc:
         if isinstance(part, int):
             path += f"[{part}]"
-        elif part not in _BRANCHES:
+        elif part not in _BRANCHES and not part.startswith("function-"):  # a validator's own place in a union
             path += f".{part}" if path else part
     return path

@@ -3,73 +3,18 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
 
 from estimator.goodput import Goodput, goodput
 from estimator.latency import PoolSummary
 from estimator.outcome import Infeasible, Unstable
 from estimator.system import Collocated, System
+from search.evaluation import NAN, Evaluation
 from spaces.problem import Problem, system_of
 from spaces.rules import broken_strategy
 from spaces.strategy import Strategy
 
-Status = Literal["ok", "infeasible", "unstable", "failed"]
-NAN = float("nan")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Evaluation:
-    """What is known of one strategy. `violation` > 0 unless ok; latencies in s at the goodput, NaN unless ok.
-
-    `strategy` is the written form; `failed` is our bug, `reason` then holds the end of the traceback. `prefill_…` are
-    NaN for collocated strategies. `low`/`high` bound the goodput.
-    """
-
-    strategy: str
-    status: Status
-    rule: str = ""
-    reason: str = ""
-    violation: float = 0.0
-    goodput_req_s: float = 0.0
-    low_req_s: float = 0.0
-    high_req_s: float = 0.0
-    binding_limit: str = ""
-    tier: str = ""
-    ttft_mean_s: float = NAN
-    ttft_p50_s: float = NAN
-    ttft_p90_s: float = NAN
-    ttft_p99_s: float = NAN
-    tpot_mean_s: float = NAN
-    tpot_p50_s: float = NAN
-    tpot_p90_s: float = NAN
-    tpot_p99_s: float = NAN
-    e2e_mean_s: float = NAN
-    e2e_p50_s: float = NAN
-    e2e_p90_s: float = NAN
-    e2e_p99_s: float = NAN
-    throughput_tokens_per_s: float = NAN
-    decode_utilisation_frac: float = NAN
-    decode_mean_batch_seqs: float = NAN
-    prefill_utilisation_frac: float = NAN
-    num_simulated_requests: int = 0
-
-    @property
-    def is_ok(self) -> bool:
-        """Whether the strategy serves some load within the SLO."""
-        return self.status == "ok"
-
-    def as_dict(self) -> dict[str, Any]:
-        """Field names to plain values."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Evaluation:
-        """From `as_dict`, after JSON; unknown fields of a later version are left out."""
-        known = {field.name for field in fields(cls)}
-        return cls(**{name: value for name, value in values.items() if name in known})
-
+__all__ = ["Evaluate", "Evaluation", "evaluate", "evaluate_all", "failed"]
 
 Evaluate = Callable[[Problem, Strategy, int], Evaluation]
 

@@ -27,6 +27,11 @@ def amount(value: float, currency: str, *, decimals: int = 2) -> str:
     return f"{'-' if value < 0 else ''}{symbol_of(currency)}{abs(value):,.{decimals}f}"
 
 
+def short(value: float) -> str:
+    """A number of three digits or more in full, else its first three digits: 1,860 and 12.5."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CardRow:
     """A price card used. `age_days` at the time of reading, None for a date that is no day; `is_old`: over 60 days."""
@@ -63,16 +68,18 @@ class UnitCosts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuyOrRent:
-    """Renting against owning the GPUs of one type that the recommended strategy needs, whole nodes.
+    """Renting against owning the GPUs of one type that the recommended strategy needs.
 
-    Parts of owning per GPU and hour: capital, power, hosting, maintenance, staff. `break_even_months`: rent paid has
-    passed money spent on owning, ∞ if never; it pays if below 12 × `years`. `break_even_utilisation_frac`: share of
-    hours in use above which owning is cheaper than renting for those hours alone. `is_estimate`: the server's price is
-    an estimate of the catalogue, not the user's own.
+    `num_gpus` are rented, `num_owned` bought, because servers are bought whole; owning is told per GPU rented, so that
+    GPUs bought beyond the need count. Its parts: capital, power, hosting, maintenance, staff. `break_even_months`: rent
+    paid has passed money spent on owning, ∞ if never; it pays if below 12 × `years`. `break_even_utilisation_frac`:
+    share of hours in use above which owning is cheaper than renting for those hours alone. `is_estimate`: the server's
+    price is an estimate of the catalogue, not the user's own.
     """
 
     gpu: str
     num_gpus: int
+    num_owned: int
     years: float
     utilisation_frac: float
     rent_usd_per_gpu_h: float
@@ -92,8 +99,9 @@ class BuyOrRent:
 
     def sentence(self, currency: str) -> str:
         """The verdict with both prices and both break-evens."""
-        rent = amount(self.rent_usd_per_gpu_h, currency)
+        rent = amount(self.utilisation_frac * self.rent_usd_per_gpu_h, currency)
         own = amount(self.own_usd_per_gpu_h, currency)
+        used = "" if self.utilisation_frac == 1.0 else ", rent paid for the hours used"
         verdict = "Buying" if self.buying_is_cheaper else "Renting"
         use = "" if self.utilisation_frac == 1.0 else f" used {self.utilisation_frac:.0%} of the time"
         months = (
@@ -104,9 +112,13 @@ class BuyOrRent:
         above = self.break_even_utilisation_frac
         hours = f", if in use over {above:.0%} of the time" if above <= 1.0 else ""
         estimate = "; the server's price is an estimate" if self.is_estimate else ""
+        what = f"{self.num_gpus} {self.gpu}"
+        if self.num_owned > self.num_gpus:
+            what += f" (in servers of {self.num_owned} GPUs together)"
+        purchase = amount(self.purchase_usd, currency, decimals=0)
         return (
-            f"{verdict} {self.num_gpus} {self.gpu}{use} is cheaper over {self.years:g} years: own {own} against rent "
-            f"{rent} per GPU and hour; a purchase of {amount(self.purchase_usd, currency, decimals=0)} {months}{hours}"
+            f"{verdict} {what}{use} is cheaper over {self.years:g} years: own {own} against rent "
+            f"{rent} per GPU and hour{used}; a purchase of {purchase} {months}{hours}"
             f"{estimate}."
         )
 
@@ -134,7 +146,7 @@ class TippingPoint:
         """For example `price of h100_sxm above $4.10/h (+28 %): 8m-tp1@h200_sxm takes over at $31.92/h`."""
         where = "above" if self.change_frac > 0 else "below"
         unit = f" {self.unit}" if self.unit and self.group != "price" else ""
-        value = f"{amount(self.tip, currency)}/h" if self.group == "price" else f"{self.tip:.3g}{unit}"
+        value = f"{amount(self.tip, currency)}/h" if self.group == "price" else f"{short(self.tip)}{unit}"
         then = (
             "nothing tried serves the demand"
             if self.takes_over is None or self.usd_per_h is None
@@ -206,8 +218,10 @@ class DemandPlan:
 
     def sentence(self, currency: str) -> str:
         """Base, burst, price of a day against always-peak, misses."""
+        reserved = f"reserve {self.num_base}" if self.num_base else "reserve none"
+        name = self.name[0].upper() + self.name[1:]
         return (
-            f"{self.name} ({self.mean_req_s:.3g} req/s mean, {self.peak_req_s:.3g} peak): reserve {self.num_base} × "
+            f"{name} ({self.mean_req_s:.3g} req/s mean, {self.peak_req_s:.3g} peak): {reserved} × "
             f"{self.unit}, up to {self.num_peak} at the peak: {amount(self.usd_per_day, currency)}/day against "
             f"{amount(self.always_peak_usd_per_day, currency)} always at peak size (saves {self.saved_frac:.0%}); "
             f"{self.missed_frac:.2%} of requests miss the targets while instances start."

@@ -13,14 +13,17 @@ from typing import Any
 import pandas as pd
 
 from estimator.cost import PriceCard, bill
-from search.evaluate import Evaluation
+from search.evaluation import Evaluation
 from search.executor import EagerExecutor, Executor, LocalExecutor, RayExecutor
+from search.insight import ledger_of
 from search.journal import Journal
 from search.pareto import non_dominated
+from search.prices import FROZEN, price_book
 from search.run import RunFolder, free_path, frozen_text, latest_path
 from search.shared_study import SharedStudy
-from search.spec import Spec
+from search.spec import Spec, load_run_spec
 from search.study import Progress, Settings, Study, StudyResult
+from search.tariff import Tariff, tariff_of
 from search.warm import warm_strategies
 from spaces.problem import Problem
 from spaces.space import Space
@@ -41,7 +44,7 @@ class Plan:
 
     folder: Path
     problem: Problem
-    cards: Mapping[str, PriceCard]
+    tariff: Tariff
     demand_req_s: float
     recommended: Evaluation | None
     best_collocated: Evaluation | None
@@ -58,9 +61,14 @@ class Plan:
         """Goodput over demand, less one; None without a recommendation."""
         return None if self.recommended is None else self.recommended.goodput_req_s / self.demand_req_s - 1.0
 
+    @property
+    def cards(self) -> Mapping[str, PriceCard]:
+        """The price card of each GPU type."""
+        return self.tariff.cards
+
     def usd_per_h(self, evaluation: Evaluation) -> float:
         """Cost of a strategy, whole nodes where the card sells them so."""
-        return bill(Strategy.parse(evaluation.strategy).gpu_counts, self.cards).usd_per_h
+        return self.tariff.usd_per_h(Strategy.parse(evaluation.strategy))
 
 
 def plan(  # noqa: PLR0913  (the command's own options, one each)
@@ -86,8 +94,12 @@ def plan(  # noqa: PLR0913  (the command's own options, one each)
     started_s = time.monotonic()
     text = frozen_text(spec)
     path = out or (latest_path(RUNS, spec.name) if resume else free_path(RUNS, spec.name))
-    problem, cards = spec.problem(), spec.cards()
+    book, _ = price_book(spec), spec.problem()  # what is wrong is told before anything is written
     folder = RunFolder.open(path, text, resume=resume)
+    if not (path / FROZEN).is_file():
+        folder.write(FROZEN, book.text().encode())
+    spec = load_run_spec(path)
+    problem, tariff = spec.problem(), tariff_of(spec)
     executor = make_executor(problem, seed=spec.search.seed, workers=workers, address=address)
     try:
         space = Space(problem)
@@ -101,7 +113,8 @@ def plan(  # noqa: PLR0913  (the command's own options, one each)
         study = Study(
             space=space,
             executor=executor,
-            cost_of=lambda gpus: bill(gpus, cards).usd_per_h,
+            cost_of=lambda gpus: bill(gpus, tariff.cards).usd_per_h,
+            extra_of=tariff.network_usd_per_h,
             settings=settings,
             storage=store,
             on_progress=_logged(folder, progress),
@@ -158,8 +171,8 @@ def _logged(folder: RunFolder, progress: Callable[[Progress], None] | None) -> C
 
 
 def _answer(spec: Spec, folder: Path, space: Space, study: StudyResult, elapsed_s: float) -> Plan:
-    cards, demand = spec.cards(), spec.traffic.rate_req_s
-    table = _table(study.evaluations, cards)
+    tariff, demand = tariff_of(spec), spec.traffic.rate_req_s
+    table = _table(study.evaluations, tariff)
     by_text = {evaluation.strategy: evaluation for evaluation in study.evaluations}
     ok = table[table["status"] == "ok"].reset_index(drop=True)
     front = non_dominated(ok["goodput_req_s"], ok["usd_per_h"])
@@ -173,9 +186,9 @@ def _answer(spec: Spec, folder: Path, space: Space, study: StudyResult, elapsed_
     return Plan(
         folder=folder,
         problem=space.problem,
-        cards=cards,
+        tariff=tariff,
         demand_req_s=demand,
-        recommended=first(carrying),
+        recommended=first(carrying) if spec.penalty_per_miss is None else _with_penalty(spec, space.problem, study),
         best_collocated=first(carrying[~carrying["is_disaggregated"]]),
         best_disaggregated=first(carrying[carrying["is_disaggregated"]]),
         front=tuple(by_text[str(text)] for text in ok["strategy"].iloc[front]),
@@ -187,7 +200,13 @@ def _answer(spec: Spec, folder: Path, space: Space, study: StudyResult, elapsed_
     )
 
 
-def _table(evaluations: tuple[Evaluation, ...], cards: Mapping[str, PriceCard]) -> pd.DataFrame:
+def _with_penalty(spec: Spec, problem: Problem, study: StudyResult) -> Evaluation | None:
+    """The least bill and penalty for misses together, instead of the least bill that keeps the targets."""
+    best = ledger_of(spec, problem, study.evaluations).best()
+    return None if best is None else best.evaluation
+
+
+def _table(evaluations: tuple[Evaluation, ...], tariff: Tariff) -> pd.DataFrame:
     """One row per evaluation: its fields, GPUs and cost."""
     rows: list[dict[str, Any]] = []
     for evaluation in evaluations:
@@ -197,7 +216,7 @@ def _table(evaluations: tuple[Evaluation, ...], cards: Mapping[str, PriceCard]) 
             | {
                 "is_disaggregated": strategy.is_disaggregated,
                 "num_gpus": strategy.num_gpus,
-                "usd_per_h": bill(strategy.gpu_counts, cards).usd_per_h,
+                "usd_per_h": tariff.usd_per_h(strategy),
             }
         )
     return pd.DataFrame(rows)

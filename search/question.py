@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +11,14 @@ import numpy as np
 from estimator.catalogue.engines import load_engine
 from estimator.catalogue.gpus import gpu_names, load_gpu
 from estimator.catalogue.models import load_model
-from estimator.catalogue.prices import load_prices
-from estimator.cost import PRICE_KINDS, PriceCard, default_cards
 from estimator.engine import Engine
 from estimator.errors import BestServeError
 from estimator.hardware import Gpu
 from estimator.recalibrate import recalibrated
-from estimator.slo import Slo, SloTarget
+from estimator.slo import Slo, SloClass, SloTarget
 from estimator.workload import (
     Arrivals,
+    ClassLengths,
     ConstantArrivals,
     EmpiricalLengths,
     FixedLengths,
@@ -27,19 +27,22 @@ from estimator.workload import (
     LognormalLengths,
     LognormalTokens,
     PoissonArrivals,
+    ScaledLengths,
     TraceArrivals,
     UniformLengths,
     Workload,
 )
 from search.edge import nearest_names
+from search.prices import OWN, cards_of
 from search.spec import (
+    ClassSpec,
     ConstantSpec,
     EmpiricalTokens,
     FixedTokens,
     GammaSpec,
     GpuSpec,
+    LengthsSpec,
     LognormalLengthsSpec,
-    PriceSpec,
     SloSpec,
     Spec,
     TraceSpec,
@@ -53,7 +56,6 @@ from spaces.problem import Problem
 from spaces.strategy import COLLOCATED_POLICIES, DISAGGREGATED_POLICIES, Role
 
 BITS_PER_BYTE = 8
-OWN = "own"  # provider of the user's own price cards: they go with any other
 
 
 def problem_of(spec: Spec) -> Problem:
@@ -65,8 +67,8 @@ def problem_of(spec: Spec) -> Problem:
         gpus={gpu.name: gpu for gpu in map(gpu_of, spec.gpus)},
         weight_dtype=spec.model.weights,
         kv_dtype=spec.model.kv,
-        workload=workload_of(spec.traffic),
-        slo=slo_of(spec.slo),
+        workload=workload_of(spec.traffic, spec.classes),
+        slo=slo_of_spec(spec),
         space=space_of(spec),
         network_bytes_per_s=link.gbit_s_per_gpu * 1e9 / BITS_PER_BYTE if link.gbit_s_per_gpu else None,
         link_latency_s=link.latency_us / 1e6,
@@ -110,59 +112,21 @@ def gpu_of(given: str | GpuSpec) -> Gpu:
     )
 
 
-def cards_of(spec: Spec) -> dict[str, PriceCard]:
-    """The price card of each of the spec's GPUs: the one asked for, else the catalogue's default."""
-    catalogue = load_prices()
-    defaults = default_cards(catalogue.values())
-    cards: dict[str, PriceCard] = {}
-    for gpu in spec.gpu_names:
-        asked = spec.prices.get(gpu)
-        if isinstance(asked, PriceSpec):
-            cards[gpu] = _own_card(gpu, asked)
-        elif isinstance(asked, str):
-            cards[gpu] = _named_card(gpu, asked, catalogue)
-        elif gpu in defaults:
-            cards[gpu] = defaults[gpu]
-        else:
-            accepted = "{usd_per_gpu_h: …, source: …, date: …}"
-            raise BestServeError(f"prices.{gpu}", None, "must be given, the catalogue has no list price", accepted)
-    return cards
+def workload_of(traffic: TrafficSpec, classes: Sequence[ClassSpec] = ()) -> Workload:
+    """Lengths and arrivals; trace files are read here. Classes may have lengths of their own."""
+    lengths = _lengths(traffic.lengths)
+    if any(each.lengths is not None for each in classes):
+        lengths = ClassLengths(
+            lengths=tuple(lengths if each.lengths is None else _lengths(each.lengths) for each in classes),
+            shares=tuple(each.share for each in classes),
+        )
+    if (traffic.input_scale, traffic.output_scale) != (1.0, 1.0):
+        lengths = ScaledLengths(base=lengths, input_factor=traffic.input_scale, output_factor=traffic.output_scale)
+    return Workload(lengths=lengths, arrivals=_arrivals(traffic), cached_frac=traffic.cached_frac)
 
 
-def _own_card(gpu: str, price: PriceSpec) -> PriceCard:
-    return PriceCard(
-        id=f"own-{gpu}",
-        provider=OWN,
-        gpu=gpu,
-        gpus_per_node=price.gpus_per_node,
-        kind="on_demand",
-        usd_per_gpu_h=price.usd_per_gpu_h,
-        region="",
-        source=price.source,
-        date=price.date,
-    )
-
-
-def _named_card(gpu: str, asked: str, catalogue: dict[str, PriceCard]) -> PriceCard:
-    """By id, or the cheapest of a kind such as `spot`."""
-    if asked in PRICE_KINDS:
-        of_kind = default_cards((card for card in catalogue.values() if card.gpu == gpu), (asked,))
-        if gpu in of_kind:
-            return of_kind[gpu]
-    elif asked in catalogue and catalogue[asked].gpu == gpu:
-        return catalogue[asked]
-    fitting = [card.id for card in catalogue.values() if card.gpu == gpu]
-    kinds = sorted({card.kind for card in catalogue.values() if card.gpu == gpu})
-    raise BestServeError(f"prices.{gpu}", asked, f"is no price card of {gpu}", nearest_names(asked, [*fitting, *kinds]))
-
-
-def workload_of(traffic: TrafficSpec) -> Workload:
-    """Lengths and arrivals; trace files are read here."""
-    return Workload(lengths=_lengths(traffic), arrivals=_arrivals(traffic), cached_frac=traffic.cached_frac)
-
-
-def _lengths(traffic: TrafficSpec) -> Lengths:
-    match traffic.lengths:
+def _lengths(given: LengthsSpec) -> Lengths:
+    match given:
         case FixedTokens(input_tokens=input_tokens, output_tokens=output_tokens):
             return FixedLengths(input_tokens=input_tokens, output_tokens=output_tokens)
         case UniformTokens(input_tokens=i, output_tokens=o):
@@ -184,6 +148,13 @@ def _arrivals(traffic: TrafficSpec) -> Arrivals:
         case TraceSpec(path=path):
             return TraceArrivals(observed_s=np.diff(load_trace(Path(path)).arrival_s))
     return PoissonArrivals()
+
+
+def slo_of_spec(spec: Spec) -> Slo:
+    """The spec's one SLO, or one for each of its classes."""
+    if spec.slo is not None:
+        return slo_of(spec.slo)
+    return Slo.of_classes(tuple(SloClass(name=c.name, share=c.share, slo=slo_of(c.slo)) for c in spec.classes))
 
 
 def slo_of(spec: SloSpec) -> Slo:

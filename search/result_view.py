@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from estimator.cost import PriceCard, bill
 from estimator.errors import BestServeError
 from search.assumptions import assumptions_of, question_line
-from search.edge import read_yaml
 from search.error_view import known_errors
+from search.insight import ledger_of, money_of
+from search.reprice import run_evaluations
 from search.serving_view import serving_of
 from search.simulated_view import breakdown_at, curve_of, limits_ms
-from search.spec import parse_spec
+from search.spec import load_run_spec
+from search.tariff import Tariff, tariff_of
 from search.view import BillRow, Candidate, Rejection, View
 from spaces.space import Space
 from spaces.strategy import Strategy
@@ -30,15 +32,18 @@ def view_of_run(folder: Path) -> View:
     Latency curves, the step's parts and a few seconds of serving are simulated again, everything else is read.
     """
     view = read_view(folder)
-    problem = parse_spec(read_yaml(folder / "spec.yaml"), folder=folder).problem()
+    spec = load_run_spec(folder)
+    problem = spec.problem()
     best, demand = view.recommended, view.demand_req_s
     shown = [best, *rivals(best, view.best_collocated, view.best_disaggregated, view.front)]
     curves = tuple(curve_of(problem, candidate) for candidate in shown if candidate is not None)
+    money = money_of(spec, ledger_of(spec, problem, run_evaluations(folder)), today=datetime.now(UTC).date())
     if best is None:
-        return replace(view, curves=curves)
+        return replace(view, curves=curves, money=money)
     return replace(
         view,
         curves=curves,
+        money=money,
         breakdown=breakdown_at(problem, best.strategy, demand),
         serving=serving_of(problem, best.strategy, demand),
     )
@@ -47,12 +52,12 @@ def view_of_run(folder: Path) -> View:
 def read_view(folder: Path) -> View:
     """The same without what is simulated: in a fraction of a second."""
     manifest = _manifest(folder)
-    spec = parse_spec(read_yaml(folder / "spec.yaml"), folder=folder)
-    problem, cards = spec.problem(), spec.cards()
+    spec = load_run_spec(folder)
+    problem, tariff = spec.problem(), tariff_of(spec)
     table = pd.read_parquet(folder / "evaluations.parquet")
     mean_output = problem.workload.mean_output_tokens
     candidates = {
-        str(row["strategy"]): _candidate(row, cards, mean_output)
+        str(row["strategy"]): _candidate(row, tariff, mean_output)
         for row in table[table["status"] == "ok"].to_dict("records")
     }
     front = tuple(candidates[text] for text in pd.read_csv(folder / "front.csv")["strategy"])
@@ -91,9 +96,9 @@ def _manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def _candidate(row: dict[Any, Any], cards: dict[str, PriceCard], mean_output_tokens: float) -> Candidate:
+def _candidate(row: dict[Any, Any], tariff: Tariff, mean_output_tokens: float) -> Candidate:
     strategy = Strategy.parse(str(row["strategy"]))
-    costs = bill(strategy.gpu_counts, cards)
+    costs = tariff.bill(strategy)
     goodput = float(row["goodput_req_s"])
     return Candidate(
         strategy=str(row["strategy"]),

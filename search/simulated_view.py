@@ -39,11 +39,7 @@ def curve_of(problem: Problem, candidate: Candidate) -> Curve:
 
 def limits_ms(problem: Problem) -> dict[str, float]:
     """Limit of each target in ms, by the name under which `Slo.excesses` tells how far it is."""
-    slo = problem.slo
-    names = {target: target.name for target in slo.targets}
-    if slo.share is not None:
-        names = {target: f"{target.metric} share {100 * slo.share:g} %" for target in slo.targets}
-    return {name: 1e3 * target.limit_s for target, name in names.items()}
+    return {name: 1e3 * limit_s for name, limit_s in problem.slo.limits_s.items()}
 
 
 def breakdown_at(problem: Problem, strategy: str, rate_req_s: float) -> tuple[OperatorTime, ...]:

@@ -5,15 +5,15 @@ Every field's description says what is accepted; `bestserve schema` prints them 
 
 from __future__ import annotations
 
-from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from estimator.errors import BestServeError
 from search.edge import Edge, read_yaml, validated
 from search.spec_calibration import CalibrationSpec, load_calibration
+from search.spec_money import Day, DemandSpec, LinkSpec, OwnershipSpec, PriceSpec
 from search.spec_search import SearchSpec
 
 if TYPE_CHECKING:
@@ -22,9 +22,6 @@ if TYPE_CHECKING:
 
 Positive = Annotated[float, Field(gt=0)]
 PositiveInt = Annotated[int, Field(ge=1)]
-Day = Annotated[
-    str, BeforeValidator(lambda given: given.isoformat() if isinstance(given, date) else given), Field(min_length=1)
-]  # YAML reads 2026-11-09 as a date
 
 
 class ModelSpec(Edge):
@@ -137,6 +134,8 @@ class TrafficSpec(Edge):
         default_factory=lambda: PoissonSpec(kind="poisson"), description="{kind: poisson|gamma|constant|trace, …}"
     )
     cached_frac: float = Field(default=0.0, ge=0, lt=1, description="share of each prompt already in the prefix cache")
+    input_scale: Positive = Field(default=1.0, description="every input length times this, > 0")
+    output_scale: Positive = Field(default=1.0, description="every output length times this, > 0")
 
 
 class PercentileLimits(Edge):
@@ -188,6 +187,15 @@ class SloSpec(Edge):
         return self
 
 
+class ClassSpec(Edge):
+    """One class of requests with targets of its own."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_-]+$", description="letters, digits, _ -, for example chat")
+    share: float = Field(gt=0, le=1, description="share of all requests; the classes' shares add up to 1")
+    slo: SloSpec = Field(description="{ttft: {p90_ms: …}, tpot: {p90_ms: …}}")
+    lengths: LengthsSpec | None = Field(default=None, description="lengths of its own; default: the traffic's")
+
+
 class GpuSpec(Edge):
     """A GPU that the catalogue lacks, as its data sheet states it; peaks are dense."""
 
@@ -211,24 +219,6 @@ class GpuSpec(Edge):
     date: Day = Field(description="when they were read, for example 2026-11-09")
 
 
-class PriceSpec(Edge):
-    """A price of one's own."""
-
-    usd_per_gpu_h: Positive = Field(description="US dollars per GPU and hour")
-    gpus_per_node: PositiveInt = Field(default=1, description="GPUs bought together; 1: sold singly")
-    source: str = Field(min_length=1, description="who asks this price")
-    date: Day = Field(description="when it was asked, for example 2026-11-09")
-
-
-class LinkSpec(Edge):
-    """What carries KV caches from prefill to decode instances."""
-
-    gbit_s_per_gpu: Positive | None = Field(
-        default=None, description="Gbit/s, one direction per GPU; default: the GPU's network"
-    )
-    latency_us: float = Field(default=50.0, ge=0, description="microseconds per hand-over")
-
-
 class Spec(Edge):
     """One planning question."""
 
@@ -236,12 +226,24 @@ class Spec(Edge):
     model: ModelSpec = Field(description="{id: …, weights: …, kv: …}")
     engine: Literal["vllm", "sglang", "trtllm"] = Field(default="vllm", description="vllm, sglang or trtllm")
     traffic: TrafficSpec = Field(description="{rate_req_s: …, lengths: …, arrivals: …}")
-    slo: SloSpec = Field(description="{ttft: {p90_ms: …}, tpot: {p90_ms: …}}")
+    slo: SloSpec | None = Field(default=None, description="{ttft: {p90_ms: …}, tpot: {p90_ms: …}}")
+    classes: list[ClassSpec] = Field(
+        default_factory=list, description="instead of slo: [{name: chat, share: 0.7, slo: {…}}, …]"
+    )
+    penalty_per_miss: float | None = Field(
+        default=None, gt=0, description="price of a request that misses a target, where that is no hard rule"
+    )
     gpus: Annotated[list[str | GpuSpec], Field(min_length=1)] = Field(description="names or described GPUs")
     prices: dict[str, str | PriceSpec] = Field(
         default_factory=dict,
         description="per GPU, a price card's id, a kind such as spot, or {usd_per_gpu_h: …, source: …, date: …}",
     )
+    price_file: str | None = Field(
+        default=None, description="a TOML file with [[price]] tables; its cards go before the bundled ones"
+    )
+    currency: str = Field(default="USD", pattern=r"^[A-Z]{3}$", description="of every price of the run, e.g. EUR")
+    ownership: OwnershipSpec | None = Field(default=None, description="{servers: {gpu: {price: …}}, years: 4, …}")
+    demand: DemandSpec | None = Field(default=None, description="{diurnal: {peak_factor: 2}} or hourly, trace")
     search: SearchSpec = Field(default_factory=SearchSpec, description="limits of the search")
     link: LinkSpec = Field(default_factory=LinkSpec, description="the KV hand-over's link")
     calibration: str | CalibrationSpec | None = Field(
@@ -261,9 +263,25 @@ class Spec(Edge):
 
     def cards(self) -> dict[str, PriceCard]:
         """The price card of each GPU; raises `BestServeError` where none is known."""
-        from search.question import cards_of
+        from search.prices import cards_of
 
         return cards_of(self)
+
+    @model_validator(mode="after")
+    def _targets(self) -> Spec:
+        if self.slo is None and not self.classes:
+            raise BestServeError("slo", None, "must be given", "{ttft: {p90_ms: …}, tpot: {p90_ms: …}}, or classes")
+        if self.slo is not None and self.classes:
+            raise BestServeError("slo", "given", "cannot stand beside classes", "the targets of each class in its slo")
+        names = [each.name for each in self.classes]
+        if len(set(names)) < len(names):
+            raise BestServeError("classes", ", ".join(names), "name one class twice", "each name once")
+        total = sum(each.share for each in self.classes)
+        if self.classes and abs(total - 1.0) > 1e-6:
+            raise BestServeError(
+                "classes", round(total, 6), "must have shares that add up to 1", "for example 0.7 and 0.3"
+            )
+        return self
 
     @model_validator(mode="after")
     def _consistent(self) -> Spec:
@@ -275,9 +293,15 @@ class Spec(Edge):
         for name in names:
             if names.count(name) > 1:
                 raise BestServeError("gpus", name, "is named twice", "each GPU once")
-        for name in self.prices:
-            if name not in names:
-                raise BestServeError(f"prices.{name}", name, "is not among the spec's gpus", ", ".join(names))
+        servers = self.ownership.servers if self.ownership is not None else {}
+        for field, priced in (("prices", self.prices), ("ownership.servers", servers)):
+            for name in priced:
+                if name not in names:
+                    raise BestServeError(f"{field}.{name}", name, "is not among the spec's gpus", ", ".join(names))
+        if self.ownership is not None and self.ownership.server_price is not None and len(names) > 1:
+            accepted = "servers: {" + names[0] + ": {price: …, source: …, date: …}}"
+            rule = f"does not tell which of {len(names)} GPU types"
+            raise BestServeError("ownership.server_price", self.ownership.server_price, rule, accepted)
         return self
 
 
@@ -296,16 +320,45 @@ def parse_spec(given: Any, *, folder: Path) -> Spec:
     lengths, arrivals = spec.traffic.lengths, spec.traffic.arrivals
     if isinstance(lengths, EmpiricalTokens):
         lengths = lengths.model_copy(update={"path": _beside(lengths.path, folder, "traffic.lengths.path")})
+    classes = [_class_beside(each, folder) for each in spec.classes]
     if isinstance(arrivals, TraceSpec):
         arrivals = arrivals.model_copy(update={"path": _beside(arrivals.path, folder, "traffic.arrivals.path")})
     traffic = spec.traffic.model_copy(update={"lengths": lengths, "arrivals": arrivals})
+    price_file, demand = spec.price_file, spec.demand
+    if price_file is not None:
+        price_file = _beside(price_file, folder, "price_file")
+    if demand is not None and demand.trace is not None:
+        demand = demand.model_copy(update={"trace": _beside(demand.trace, folder, "demand.trace")})
     model = spec.model
     if (folder / model.id).exists():
         model = model.model_copy(update={"id": str((folder / model.id).resolve())})
     card = spec.calibration
     if isinstance(card, str):
         card = load_calibration(Path(_beside(card, folder, "calibration")))
-    return spec.model_copy(update={"traffic": traffic, "model": model, "calibration": card})
+    return spec.model_copy(
+        update={
+            **{"traffic": traffic, "model": model, "calibration": card, "classes": classes},
+            **{"price_file": price_file, "demand": demand},
+        }
+    )
+
+
+def _class_beside(each: ClassSpec, folder: Path) -> ClassSpec:
+    """The class with the path of its trace made absolute."""
+    if not isinstance(each.lengths, EmpiricalTokens):
+        return each
+    path = _beside(each.lengths.path, folder, f"classes.{each.name}.lengths.path")
+    return each.model_copy(update={"lengths": each.lengths.model_copy(update={"path": path})})
+
+
+def load_run_spec(folder: Path) -> Spec:
+    """The spec frozen in a run's folder, with the price cards frozen beside it, whatever the catalogue says today."""
+    from search.prices import FROZEN
+
+    given = read_yaml(folder / "spec.yaml")
+    if isinstance(given, dict) and (folder / FROZEN).is_file():
+        given = {name: value for name, value in given.items() if name != "prices"} | {"price_file": FROZEN}
+    return parse_spec(given, folder=folder)
 
 
 def _beside(path: str, folder: Path, field: str) -> str:

@@ -82,7 +82,10 @@ class StudyResult:
 
 @dataclass(slots=True)
 class Study:
-    """One study over a space. `cost_of`: $/h of GPUs by type. `run` proposes, evaluates, remembers until done."""
+    """One study over a space. `cost_of`: $/h of GPUs by type; `extra_of`: $/h of a strategy beside its GPUs.
+
+    `run` proposes, evaluates, remembers until done.
+    """
 
     space: Space
     executor: Executor
@@ -91,6 +94,7 @@ class Study:
     storage: Storage | None = None
     on_progress: Callable[[Progress], None] | None = None
     screen: Screen | None = None
+    extra_of: Callable[[Strategy], float] | None = None
     _known: dict[Strategy, Evaluation] = field(default_factory=dict)
     _memo: dict[str, Evaluation] = field(default_factory=dict)
     _history: list[Progress] = field(default_factory=list)
@@ -359,7 +363,8 @@ class Study:
         return 1.001 * max(self._price(((gpu, self.space.max_gpus(gpu)),)) for gpu in gpus)
 
     def _cost(self, strategy: Strategy) -> float:
-        return self._price(tuple(sorted(strategy.gpu_counts.items())))
+        extra = 0.0 if self.extra_of is None else self.extra_of(strategy)
+        return self._price(tuple(sorted(strategy.gpu_counts.items()))) + extra
 
     def _price(self, counts: tuple[tuple[str, int], ...]) -> float:
         if counts not in self._costs:

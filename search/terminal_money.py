@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from rich.console import Console
 
-from search.money_view import DemandPlan, LinkRow, Money, TippingPoint, UnitCosts, WhyNot, amount
+from search.money_view import DemandPlan, LinkRow, Money, TippingPoint, UnitCosts, WhyNot, amount, short
 from search.terminal import print_rows
 
 MAX_TIPS = 8
@@ -64,7 +64,7 @@ def tip_row(tip: TippingPoint, currency: str) -> dict[str, object]:
     now, at = (
         (f"{amount(tip.now, currency)}/h", f"{amount(tip.tip, currency)}/h")
         if tip.group == "price"
-        else (f"{tip.now:.3g} {tip.unit}", f"{tip.tip:.3g} {tip.unit}")
+        else (f"{short(tip.now)} {tip.unit}", f"{short(tip.tip)} {tip.unit}")
     )
     return {
         "if": tip.name,

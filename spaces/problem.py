@@ -131,13 +131,34 @@ def link_of(problem: Problem, strategy: Strategy) -> KvLink:
     )
 
 
+def kv_medium(gpus: Mapping[str, Gpu], strategy: Strategy) -> str:
+    """What joins the strategy's GPUs: `nvlink` within one domain, `pcie` within one node, else `network`."""
+    counts = strategy.gpu_counts
+    return _medium(gpus[next(iter(counts))], one_type=len(counts) == 1, num_gpus=strategy.num_gpus)
+
+
+def _medium(gpu: Gpu, *, one_type: bool, num_gpus: int) -> str:
+    if one_type and gpu.nvlink_bytes_per_s > 0 and num_gpus <= gpu.nvlink_domain_gpus:
+        return "nvlink"
+    return "pcie" if one_type and num_gpus <= gpu.gpus_per_node else "network"
+
+
+def uses_network(gpus: Mapping[str, Gpu], strategy: Strategy) -> bool:
+    """Whether the strategy sends anything between nodes: KV caches, or the steps of an instance larger than a node."""
+    if strategy.is_disaggregated and kv_medium(gpus, strategy) == "network":
+        return True
+    return any(
+        pool.parallelism.num_gpus > max(gpus[pool.gpu].gpus_per_node, gpus[pool.gpu].nvlink_domain_gpus)
+        for pool in strategy.pools
+    )
+
+
 def port_bytes_per_s(problem: Problem, name: str, *, one_type: bool, num_gpus: int) -> float:
     """One GPU's hand-over rate in a strategy of `num_gpus`, all of one type or not; the cases are `link_of`'s."""
     gpu = problem.gpu(name)
-    if one_type and gpu.nvlink_bytes_per_s > 0 and num_gpus <= gpu.nvlink_domain_gpus:
-        return gpu.nvlink_bytes_per_s
-    if one_type and num_gpus <= gpu.gpus_per_node:
-        return gpu.pcie_bytes_per_s
-    if problem.network_bytes_per_s is not None:
-        return problem.network_bytes_per_s
-    return gpu.network_bytes_per_s
+    match _medium(gpu, one_type=one_type, num_gpus=num_gpus):
+        case "nvlink":
+            return gpu.nvlink_bytes_per_s
+        case "pcie":
+            return gpu.pcie_bytes_per_s
+    return gpu.network_bytes_per_s if problem.network_bytes_per_s is None else problem.network_bytes_per_s

@@ -189,6 +189,7 @@ def money() -> Money:
     own = BuyOrRent(
         gpu="h100_sxm",
         num_gpus=8,
+        num_owned=8,
         years=4.0,
         utilisation_frac=1.0,
         rent_usd_per_gpu_h=4.0,

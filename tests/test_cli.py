@@ -18,8 +18,7 @@ from search.edge import read_yaml
 ROOT = Path(__file__).parent.parent
 COMMANDS: tuple[str, ...] = (
     *("plan", "estimate", "goodput", "validate", "report", "catalogue", "schema", "space", "lengths"),
-    *("export", "verify"),
-    "compare",
+    *("export", "verify", "reprice", "whatif", "compare"),
 )
 TINY = """
 name: tiny
@@ -138,7 +137,9 @@ def test_schema_is_json() -> None:
     assert {"model", "traffic", "slo", "gpus", "search"} <= set(schema["properties"])
 
 
-@pytest.mark.parametrize(("what", "number"), [("models", 28), ("gpus", 8), ("prices", 10)])
+@pytest.mark.parametrize(
+    ("what", "number"), [("models", 28), ("gpus", 8), ("prices", 10), ("links", 3), ("servers", 3)]
+)
 def test_catalogue_lists_with_sources(what: str, number: int) -> None:
     """Every card has a source; as JSON and as a table."""
     rows = one_object(bestserve("catalogue", what, "--json"))[what]
@@ -198,7 +199,7 @@ def test_interrupted_plan_says_how_to_go_on(tiny: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     command = [sys.executable, "-m", "search.cli", "plan", str(tiny), "--out", str(out), "--workers", "0"]
     running = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
-    until = time.monotonic() + 100
+    until = time.monotonic() + 240
     journal = out / "study.journal"
     while time.monotonic() < until and not (journal.exists() and journal.read_text().count("\n") > 8):
         time.sleep(0.05)

@@ -127,6 +127,15 @@ def test_break_even_by_hand() -> None:
     assert node.break_even_months(card_of(0.5), 1.0) == math.inf
 
 
+def test_servers_are_bought_whole() -> None:
+    """5 GPUs need a server of 8: each needed carries 8/5 of the cost of one owned; 16 need two servers, no more."""
+    node = node_of(300_000, staff_usd_per_gpu_year=1000.0)
+    num, per_needed = node.whole_servers(5)
+    assert num == 8
+    assert 5 * per_needed.usd_per_gpu_h(0.7) == pytest.approx(8 * node.usd_per_gpu_h(0.7))
+    assert node.whole_servers(16) == (16, node)
+
+
 @given(rent_usd=st.floats(0.3, 20.0))
 def test_break_even_utilisation_is_where_costs_meet(rent_usd: float) -> None:
     """At the break-even share of hours, rent for those hours equals the full cost of owning."""

@@ -43,6 +43,7 @@ def test_quickstart_asks_what_the_readme_says() -> None:
     """Qwen3-32B in fp8, 20 requests/s, TTFT P90 1.5 s, TPOT P90 50 ms, 32 GPUs of three types."""
     spec = load_spec(RUNS / "quickstart.yaml")
     assert (spec.model.id, spec.model.weights, spec.traffic.rate_req_s) == ("Qwen/Qwen3-32B", "fp8", 20)
+    assert spec.slo is not None
     assert spec.slo.ttft is not None
     assert spec.slo.ttft.limits() == [(90.0, 1500.0)]
     assert (spec.search.max_gpus, spec.gpu_names) == (32, ["h100_sxm", "h200_sxm", "l40s"])

@@ -1,0 +1,27 @@
+"""`bestserve reprice`: a finished run at other prices."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def reprice(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.")],
+    prices: Annotated[Path, typer.Option("--prices", help="Price file: TOML with [[price]] tables.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+) -> None:
+    """Rank a finished run again at the prices of a file, without simulating."""
+    from search.reprice import reprice as run_reprice
+
+    found = run_reprice(run, prices)
+    if as_json:
+        print(json.dumps(found.as_json(), indent=2, ensure_ascii=False, allow_nan=False))
+        return
+    from search.commands.console import console
+    from search.terminal_change import print_repriced
+
+    print_repriced(found, console())

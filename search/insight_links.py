@@ -1,0 +1,176 @@
+"""The network as a choice: what each link makes of disaggregation, and the least rate at which that pays.
+
+The cheapest of each kind that carries the demand are compared, by goodput per unit of money, because whole nodes may
+give both the same price. The least rate is found by bisection; every probe is a goodput on the same requests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from estimator.catalogue.prices import load_links
+from estimator.errors import BestServeError
+from estimator.goodput import Goodput, goodput
+from estimator.network import BITS_PER_BYTE, LinkCard
+from search.edge import nearest_names
+from search.ledger import Ledger
+from search.money_view import LinkBreakEven, LinkRow
+from search.offer import Offer, best_offer
+from search.spec_money import LinkOptionSpec
+
+if TYPE_CHECKING:
+    from search.spec import Spec
+
+FASTEST = 64.0  # times now: as good as infinitely fast
+SLOWEST = 1.0 / 512.0
+PRECISION = 1.03
+
+
+def link_cards(spec: Spec) -> list[LinkCard]:
+    """The networks to compare: the spec's options, or the catalogue's where the run is in its currency."""
+    known = {name: card for name, card in load_links().items() if card.currency == spec.currency}
+    if spec.link.options is None:
+        return list(known.values())
+    return [_option(option, known, spec.currency) for option in spec.link.options]
+
+
+def _option(option: str | LinkOptionSpec, known: dict[str, LinkCard], currency: str) -> LinkCard:
+    if isinstance(option, str):
+        if option not in known:
+            names = nearest_names(option, list(known))
+            raise BestServeError("link.options", option, f"is no known link in {currency}", names or "{name: …}")
+        return known[option]
+    return LinkCard(
+        id=option.name,
+        kind=option.kind,
+        bytes_per_s=option.gbit_s_per_gpu * 1e9 / BITS_PER_BYTE,
+        usd_per_gpu_h=option.per_gpu_h,
+        source=option.source,
+        date=option.date,
+        currency=currency,
+    )
+
+
+def link_rows(spec: Spec, ledger: Ledger) -> Iterator[LinkRow]:
+    """The link used, then each option, with the best disaggregated strategy that hands over on the network."""
+    offer = _best_over_network(ledger)
+    if offer is None:
+        return
+    per_gpu = ledger.tariff.network_usd_per_gpu_h
+    yield _row(
+        ledger,
+        offer,
+        LinkCard(
+            id="as planned",
+            kind="ethernet" if per_gpu == 0 else "infiniband",
+            bytes_per_s=ledger.network_bytes_per_s(offer.strategy),
+            usd_per_gpu_h=per_gpu,
+            source="the run spec" if spec.link.gbit_s_per_gpu else "the GPU's own port, part of the rent",
+            date="as given",
+            currency=spec.currency,
+        ),
+        is_used=True,
+    )
+    for card in link_cards(spec):
+        yield _row(ledger, offer, card, is_used=False)
+
+
+def _row(ledger: Ledger, offer: Offer, card: LinkCard, *, is_used: bool) -> LinkRow:
+    rate = offer.goodput_req_s if is_used else _goodput(ledger, offer, card.bytes_per_s)
+    tariff = replace(ledger.tariff, network_usd_per_gpu_h=card.usd_per_gpu_h)
+    costs = tariff.bill(offer.strategy)
+    return LinkRow(
+        link=card.id,
+        kind=card.kind,
+        gbit_s_per_gpu=card.gbit_s,
+        usd_per_gpu_h=card.usd_per_gpu_h,
+        strategy=str(offer.strategy),
+        goodput_req_s=rate,
+        usd_per_h=costs.usd_per_h,
+        usd_per_1m_output=costs.usd_per_million_tokens(rate, ledger.problem.workload.mean_output_tokens),
+        is_used=is_used,
+        source=card.source,
+        date=card.date,
+    )
+
+
+def link_break_even(ledger: Ledger) -> LinkBreakEven | None:
+    """The least network rate at which disaggregation beats collocation per money; None without both."""
+    one = _best(ledger, (o for o in ledger.offers() if not o.strategy.is_disaggregated))
+    within = _best(ledger, (o for o in ledger.offers() if o.strategy.is_disaggregated))
+    if one is None or within is None:
+        return None
+    two = _best_over_network(ledger)
+    if two is None:
+        verdict = (
+            f"The disaggregated strategies tried stay within one NVLink domain or node, so the network's rate does not "
+            f"matter to them; {within.strategy} has {_worth(within) / _worth(one):.0%} of the goodput per money of "
+            f"{one.strategy}."
+        )
+        return _found(one, within, None, 0.0, verdict)
+    now = ledger.network_bytes_per_s(two.strategy)
+
+    def wins(factor: float) -> bool:
+        return _goodput(ledger, two, now * factor) / two.usd_per_h > _worth(one)
+
+    named = f"{two.strategy} over the network"
+    if not wins(FASTEST):
+        share = _goodput(ledger, two, now * FASTEST) / two.usd_per_h / _worth(one)
+        verdict = (
+            f"No network makes {named} beat {one.strategy}: even unlimited it has {share:.0%} of its goodput per money."
+        )
+        return _found(one, two, None, now, verdict)
+    if wins(SLOWEST):
+        verdict = (
+            f"{named} beats {one.strategy} per money on any network from {_gbit(now * SLOWEST):.2g} Gbit/s per GPU."
+        )
+        return _found(one, two, None, now, verdict)
+    low, high = SLOWEST, FASTEST
+    while high / low > PRECISION:
+        middle = (low * high) ** 0.5
+        low, high = (low, middle) if wins(middle) else (middle, high)
+    verdict = (
+        f"{named} beats {one.strategy} per money from {_gbit(now * high):.3g} Gbit/s per GPU on; "
+        f"now it has {_gbit(now):g}."
+    )
+    return _found(one, two, now * high, now, verdict)
+
+
+def _found(one: Offer, two: Offer, least: float | None, now: float, verdict: str) -> LinkBreakEven:
+    return LinkBreakEven(
+        collocated=str(one.strategy),
+        disaggregated=str(two.strategy),
+        least_gbit_s_per_gpu=None if least is None else _gbit(least),
+        now_gbit_s_per_gpu=_gbit(now),
+        verdict=verdict,
+    )
+
+
+def _gbit(bytes_per_s: float) -> float:
+    return bytes_per_s * BITS_PER_BYTE / 1e9
+
+
+def _worth(offer: Offer) -> float:
+    """Goodput per money."""
+    return offer.goodput_req_s / offer.usd_per_h if offer.usd_per_h > 0 else float("inf")
+
+
+def _best_over_network(ledger: Ledger) -> Offer | None:
+    """The best of the strategies that hand KV caches over the network."""
+    return _best(ledger, (o for o in ledger.offers() if ledger.hands_over_network(o.strategy)))
+
+
+def _best(ledger: Ledger, offers: Iterable[Offer]) -> Offer | None:
+    """The cheapest that carries the demand, else the one with most goodput per money."""
+    known = list(offers)
+    return best_offer(known, ledger.demand_req_s) or max(known, key=_worth, default=None)
+
+
+def _goodput(ledger: Ledger, offer: Offer, bytes_per_s: float | None) -> float:
+    """Goodput on another network; 0 where no rate meets the SLO."""
+    ledger.num_simulated += 1
+    system = ledger.system(offer.strategy, bytes_per_s)
+    found = goodput(system, ledger.problem.workload, ledger.problem.slo, seed=ledger.seed)
+    return found.rate_req_s if isinstance(found, Goodput) else 0.0
