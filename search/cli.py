@@ -39,6 +39,23 @@ StrategyText = Annotated[str, typer.Option("--strategy", "-s", help="Written for
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"bestserve {version('bestserve')}")
+        raise typer.Exit
+
+
+@app.callback()
+def about(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Which GPUs, how many, in what layout, serve your model within its latency targets at the least cost?"""
+
+
 class Known(StrEnum):
     """What the catalogue lists."""
 

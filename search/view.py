@@ -239,8 +239,11 @@ class View:
             "data_sheet": "Times from data sheets: check before you buy",
         }
         known = [error.median_frac for error in self.errors if error.median_frac is not None]
-        off = f", kernel times {min(known):.0%} to {max(known):.0%} off in the median" if known else ""
-        return f"Goodput ±{margin:.1%} from sampling.", searched, f"{rests.get(best.tier, best.tier)}{off}."
+        spread = dict.fromkeys((f"{min(known):.0%}", f"{max(known):.0%}")) if known else ()
+        off = f", kernel times {' to '.join(spread)} off in the median" if spread else ""
+        near = best.low_req_s < self.demand_req_s <= best.goodput_req_s
+        sampled = f"Goodput ±{margin:.1%} from sampling{', more than the headroom: it may just miss' if near else ''}."
+        return sampled, searched, f"{rests.get(best.tier, best.tier)}{off}."
 
     @property
     def bottleneck(self) -> str:
@@ -268,7 +271,8 @@ class View:
         if dear.usd_per_h - cheap.usd_per_h <= 0.005 * cheap.usd_per_h:
             return f"Collocated and disaggregated cost the same ({self.usd(cheap.usd_per_h)}/h)."
         saved = 1.0 - cheap.usd_per_h / dear.usd_per_h
-        return f"{cheap.architecture.capitalize()} is {saved:.0%} cheaper than the best {dear.architecture} strategy."
+        tried = "" if self.is_complete else " tried"
+        return f"{cheap.architecture.capitalize()} is {saved:.0%} cheaper than the best {dear.architecture} one{tried}."
 
     def as_json(self) -> dict[str, Any]:
         """Plain numbers and text; every candidate of the front, not all that were tried."""

@@ -131,6 +131,14 @@ def test_missing_spec_and_missing_run(tmp_path: Path) -> None:
         assert "none" in ran.stderr
 
 
+def test_version_is_the_package_s() -> None:
+    """`--version` prints the name and the version of pyproject.toml, and nothing else."""
+    import tomllib
+
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert bestserve("--version").stdout == f"bestserve {version}\n"
+
+
 def test_schema_is_json() -> None:
     """`schema` prints one JSON Schema object with the spec's fields."""
     schema = one_object(bestserve("schema"))

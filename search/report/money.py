@@ -71,10 +71,10 @@ def _tips(money: Money) -> Figure:
         }
         for is_up in (True, False)
     ]
-    shown = layout("change at which another strategy takes over, %", "")
+    shown = layout("change that tips the answer, %", "")
     shown["yaxis"] |= {"autorange": "reversed", "categoryorder": "array", "categoryarray": names}
     widest = max(abs(value) for value in change)
-    shown["xaxis"] |= {"range": [-1.25 * widest if min(change) < 0 else 0, 1.25 * widest if max(change) > 0 else 0]}
+    shown["xaxis"] |= {"range": [-1.5 * widest if min(change) < 0 else 0, 1.5 * widest if max(change) > 0 else 0]}
     shown |= {"showlegend": False, "barmode": "overlay"}
 
     def draw(drawing: Drawing) -> None:
@@ -83,7 +83,7 @@ def _tips(money: Money) -> Figure:
         axes.bar_label(bars, [f"{value:+.0f} %" for value in change], fontsize=8, padding=2)
         axes.axvline(0, color="#555", lw=1)
         axes.invert_yaxis()
-        axes.set_xlabel("change at which another strategy takes over, %")
+        axes.set_xlabel("change that tips the answer, %")
 
     return Figure(
         name="tipping_points",
