@@ -12,9 +12,9 @@ the hidden state joined with the embedding of the next token (2h → h), one lay
 head. The first pass runs over the step's tokens, so that the layer has a cache of its own; each further draft is a pass
 over the sequences. A model with fewer layers than drafts runs its last one again, as vLLM and SGLang do.
 
-    D' = D_q + P_q + (d − 1)·P_1        M'[T] = M[T] + P[T]        H' = H + d·head + (d − 1)·P_1 beside prefill
+    D' = D_q + P_q + head + (d − 1)·P_1     M'[T] = M[T] + P_T     H' = H + head + (d − 1)·P_1 in a step with prefill
 
-with P the draft pass without the engine's host code.
+with P_q, P_T the draft's first pass without its head and P_1 a further pass with it, none with the engine's host code.
 """
 
 from __future__ import annotations
@@ -89,6 +89,16 @@ def draft_pass(model: ModelShape) -> ModelShape:
     return replace(model, name=f"{model.name} draft", layers=(replace(model.layers[-1], count=1),))
 
 
+def without_host(full: StepCost, empty: StepCost) -> StepCost:
+    """The step without what a stage that runs nothing takes."""
+    return replace(
+        full,
+        decode_s=full.decode_s - empty.decode_s,
+        mixed_s=full.mixed_s - empty.mixed_s,
+        head_s=full.head_s - empty.head_s,
+    )
+
+
 def with_drafts(body: StepCost, verify: StepCost, draft: StepCost, speculation: Speculation) -> StepCost:
     """The step of a model that drafts; `body` verifies q tokens a sequence.
 
@@ -103,7 +113,7 @@ def with_drafts(body: StepCost, verify: StepCost, draft: StepCost, speculation: 
 
     return replace(
         body,
-        decode_s=body.decode_s + verify.decode_s + further * draft.decode_s,
+        decode_s=body.decode_s + verify.decode_s - verify.head_s + heads,  # a draft's head sees one token a sequence
         mixed_s=body.mixed_s + verify.mixed_s,
         head_s=body.head_s + heads,
         kv_read_s_per_token=read("kv_read_s_per_token"),

@@ -16,6 +16,7 @@ from estimator.errors import BestServeError
 from estimator.hardware import Gpu
 from estimator.recalibrate import recalibrated
 from estimator.slo import Slo, SloClass, SloTarget
+from estimator.speculation import require_draft_layers
 from estimator.workload import (
     Arrivals,
     ClassLengths,
@@ -60,9 +61,12 @@ BITS_PER_BYTE = 8
 
 def problem_of(spec: Spec) -> Problem:
     """The planning problem, in SI units. Raises `BestServeError` for names that do not exist."""
-    link = spec.link
+    link, drafts = spec.link, spec.model.multi_token_prediction
+    model = load_model(spec.model.id)
+    if drafts is not None:
+        require_draft_layers(model)
     return Problem(
-        model=load_model(spec.model.id),
+        model=model,
         engine=engine_of(spec),
         gpus={gpu.name: gpu for gpu in map(gpu_of, spec.gpus)},
         weight_dtype=spec.model.weights,
@@ -72,6 +76,7 @@ def problem_of(spec: Spec) -> Problem:
         space=space_of(spec),
         network_bytes_per_s=link.gbit_s_per_gpu * 1e9 / BITS_PER_BYTE if link.gbit_s_per_gpu else None,
         link_latency_s=link.latency_us / 1e6,
+        speculation=None if drafts is None else drafts.speculation(),
     )
 
 

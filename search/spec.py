@@ -15,6 +15,7 @@ from search.edge import Edge, read_yaml, validated
 from search.spec_calibration import CalibrationSpec, load_calibration
 from search.spec_money import Day, DemandSpec, LinkSpec, OwnershipSpec, PriceSpec
 from search.spec_search import SearchSpec
+from search.spec_speculation import MultiTokenPredictionSpec
 
 if TYPE_CHECKING:
     from estimator.cost import PriceCard
@@ -30,6 +31,10 @@ class ModelSpec(Edge):
     id: str = Field(description="a bundled id (`bestserve catalogue models`), or a path to config.json or its folder")
     weights: Literal["bf16", "fp8", "fp4", "int4"] = Field(default="bf16", description="number format of the weights")
     kv: Literal["bf16", "fp8"] = Field(default="bf16", description="number format of the KV cache")
+    multi_token_prediction: MultiTokenPredictionSpec | None = Field(
+        default=None,
+        description="{draft_tokens: 1, acceptance: 0.8}: the model drafts ahead; absent = it does not",
+    )
 
 
 class FixedTokens(Edge):

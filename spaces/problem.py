@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from estimator.build import build_instance
+from estimator.drafting import build_drafting_instance
 from estimator.dtypes import Dtypes, KvDtype, WeightDtype
 from estimator.engine import Engine
 from estimator.errors import BestServeError
@@ -17,6 +18,7 @@ from estimator.model import ModelShape
 from estimator.outcome import Infeasible
 from estimator.parallelism import Parallelism
 from estimator.slo import Slo
+from estimator.speculation import Speculation, with_draft_layers
 from estimator.system import DISTSERVE, TETRIINFER, Collocated, Disaggregated, KvLink, System
 from estimator.workload import Workload
 from spaces.choices import SearchSpace
@@ -30,7 +32,8 @@ class Problem:
     """One planning question; everything but prices and demand, which do not change a strategy's goodput.
 
     `gpus` by name. `network_bytes_per_s`: one direction, per GPU, between nodes; None = the GPU card's own.
-    `link_latency_s`: of one KV hand-over. Equal only to itself: its instances are cached by identity.
+    `link_latency_s`: of one KV hand-over. `speculation`: None = one token a step. Equal only to itself: its instances
+    are cached by identity.
     """
 
     model: ModelShape
@@ -43,6 +46,12 @@ class Problem:
     space: SearchSpace
     network_bytes_per_s: float | None = None
     link_latency_s: float = 0.0
+    speculation: Speculation | None = None
+
+    @property
+    def resident_model(self) -> ModelShape:
+        """What memory must hold: the model, with its prediction layers where they draft."""
+        return self.model if self.speculation is None else with_draft_layers(self.model)
 
     def gpu(self, name: str) -> Gpu:
         """The GPU card of that name; raises `BestServeError` if the problem has none."""
@@ -55,7 +64,7 @@ def memory_fit(problem: Problem, pool: Pool) -> Infeasible | None:
     """Why the pool's instance does not fit its GPUs' memory, by the estimator's own rule; or None."""
     try:
         blocks = num_kv_blocks(
-            problem.model,
+            problem.resident_model,
             problem.gpu(pool.gpu),
             pool.parallelism,
             dtypes=Dtypes(weight=problem.weight_dtype, kv=problem.kv_dtype),
@@ -74,6 +83,16 @@ def instance_of(problem: Problem, pool: Pool) -> Instance | Infeasible:
 
 @lru_cache(maxsize=MAX_CACHED_INSTANCES)
 def _instance(problem: Problem, gpu: str, parallelism: Parallelism, limits: EngineLimits) -> Instance | Infeasible:
+    if problem.speculation is not None:
+        return build_drafting_instance(
+            model=problem.model,
+            gpu=problem.gpu(gpu),
+            engine=problem.engine,
+            parallelism=parallelism,
+            limits=limits,
+            dtypes=Dtypes(weight=problem.weight_dtype, kv=problem.kv_dtype),
+            speculation=problem.speculation,
+        )
     return build_instance(
         model=problem.model,
         gpu=problem.gpu(gpu),
