@@ -136,9 +136,7 @@ def goodput(
         accepted="for example 0.01",
     )
     part, part_workload, num_parts = equal_part(system, workload)
-    traffic = (part_workload.lengths, part_workload.arrivals, part_workload.cached_frac, part_workload.thinning)
-    unit_requests = _unit_requests(UnitDraw(*traffic, _num_fine(part), seed))
-    prober = Prober(system=part, slo=slo, seed=seed, unit_requests=unit_requests)
+    prober = _prober(part, part_workload, slo, seed)
     unstable = _lone_violation(prober)
     if unstable is not None:
         return unstable
@@ -155,8 +153,14 @@ def probe(system: System, workload: Workload, slo: Slo, rate_req_s: float, *, se
     The simulation is of an equal part. Its window can be judged by another SLO without simulating again.
     """
     part, part_workload, num_parts = equal_part(system, workload)
-    prober = Prober(system=part, slo=slo, seed=seed, unit_requests=_unit_requests(part, part_workload, seed))
+    prober = _prober(part, part_workload, slo, seed)
     return prober.at(rate_req_s / num_parts, len(prober.unit_requests))
+
+
+def _prober(part: System, workload: Workload, slo: Slo, seed: int) -> Prober:
+    traffic = (workload.lengths, workload.arrivals, workload.cached_frac, workload.thinning)
+    unit_requests = _unit_requests(UnitDraw(*traffic, _num_fine(part), seed))
+    return Prober(system=part, slo=slo, seed=seed, unit_requests=unit_requests)
 
 
 def equal_part(system: System, workload: Workload) -> tuple[System, Workload, int]:
