@@ -128,7 +128,7 @@ class RayExecutor:
         deadline_s: float = 120.0,
     ) -> None:
         self._ray = _start_ray(workers, address)
-        self.workers = max(1, int(self._ray.cluster_resources().get("CPU", 1)))
+        self.workers = self._num_workers()
         self._payload = self._ray.put((evaluate, problem, seed))
         self._task = self._ray.remote(max_retries=2)(_evaluate_chunk)
         self._deadline_s = deadline_s
@@ -136,6 +136,7 @@ class RayExecutor:
 
     def run(self, strategies: Sequence[Strategy], *, in_order: bool = False) -> Iterator[Evaluation]:
         """Chunks as they finish; in order, an evaluation waits for those before it."""
+        self.workers = self._num_workers()
         arrived = self._arrivals(strategies)
         if not in_order:
             yield from (evaluation for _, evaluation in arrived)
@@ -151,6 +152,10 @@ class RayExecutor:
     def close(self) -> None:
         """Stop this process's Ray, or leave the cluster; never anybody else's."""
         self._ray.shutdown()
+
+    def _num_workers(self) -> int:
+        """Cores of the cluster as it is now: nodes come and go."""
+        return max(1, int(self._ray.cluster_resources().get("CPU", 1)))
 
     def _arrivals(self, strategies: Sequence[Strategy]) -> Iterator[tuple[int, Evaluation]]:
         """(index, evaluation) in the order in which they come, each index once."""
@@ -270,6 +275,7 @@ def _start_ray(workers: int | None, address: str | None) -> Any:
     # address.
     with mock.patch("ray._private.services.resolve_ip_for_localhost", lambda host: host):
         ray.init(
+            address="local",  # without it Ray joins whatever cluster it finds on this machine
             num_cpus=workers or os.cpu_count(),
             include_dashboard=False,
             log_to_driver=False,

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from search.evaluate import Evaluation
-from search.executor import Executor, LocalExecutor, RayExecutor
+from search.executor import EagerExecutor, Executor, LocalExecutor, RayExecutor
 from spaces.problem import Problem
 from spaces.space import Space
 from spaces.strategy import Strategy
@@ -35,16 +35,28 @@ def troubled(problem: Problem, strategy: Strategy, seed: int) -> Evaluation:
     return made_up(problem, strategy, seed)
 
 
-@pytest.fixture(params=["local", pytest.param("ray", marks=pytest.mark.ray)])
+def slowly(problem: Problem, strategy: Strategy, seed: int) -> Evaluation:
+    """Slow enough that Ray starts in the middle of the work."""
+    time.sleep(0.02)
+    return made_up(problem, strategy, seed)
+
+
+@pytest.fixture(
+    params=["local", pytest.param("ray", marks=pytest.mark.ray), pytest.param("eager", marks=pytest.mark.ray)]
+)
 def executor(request: pytest.FixtureRequest) -> Iterator[Executor]:
     """Each executor in turn, on made-up evaluations."""
     problem = small_problem()
     if request.param == "local":
         yield LocalExecutor(problem, seed=0, evaluate=made_up)
         return
-    executor = RayExecutor(problem, seed=0, evaluate=made_up, workers=2)
-    yield executor
-    executor.close()
+    if request.param == "ray":
+        started: Executor = RayExecutor(problem, seed=0, evaluate=made_up, workers=2)
+    else:
+        here = LocalExecutor(problem, seed=0, evaluate=slowly)
+        started = EagerExecutor(here, lambda: RayExecutor(problem, seed=0, evaluate=slowly, workers=2))
+    yield started
+    started.close()
 
 
 def test_contract(executor: Executor) -> None:
@@ -77,6 +89,31 @@ def test_ray_survives_poison_a_killed_worker_and_a_hung_task(tmp_path: Path, mon
     broken = {e.strategy: e.reason for e in found if e.status == "failed"}
     assert list(broken) == ["3m-tp1@l40s,tokens=2048,seqs=64"]
     assert "ZeroDivisionError: poison" in broken["3m-tp1@l40s,tokens=2048,seqs=64"]
+
+
+def test_a_short_study_never_starts_ray() -> None:
+    """Until the patience is spent all work is done here."""
+    problem = small_problem()
+
+    def never() -> RayExecutor:
+        raise AssertionError("Ray was started")
+
+    executor = EagerExecutor(LocalExecutor(problem, seed=0, evaluate=made_up), never, patience_s=3600.0)
+    assert len(list(executor.run(list(Space(problem))))) == Space(problem).size
+    executor.close()
+
+
+def test_a_failed_start_is_raised() -> None:
+    """What keeps Ray from starting reaches whoever waits for evaluations."""
+    problem = small_problem()
+
+    def broken() -> RayExecutor:
+        raise OSError("no room for Ray")
+
+    executor = EagerExecutor(LocalExecutor(problem, seed=0, evaluate=slowly), broken)
+    with pytest.raises(OSError, match="no room for Ray"):
+        list(executor.run(list(Space(problem))))
+    executor.close()
 
 
 def ports_open_to_others() -> set[str]:

@@ -10,6 +10,7 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -126,24 +127,22 @@ def test_a_node_lost_in_mid_run_changes_nothing(monkeypatch: pytest.MonkeyPatch)
     space = Space(problem)
     settings = Settings(trials=60, sampler="random", screen=False)
     alone = make_study(problem, settings).run().evaluations
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    cluster: Any = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    executor = RayExecutor(problem, seed=0, evaluate=unhurried, address=cluster.address)
     try:
+        assert executor.workers == 1
         nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
-        executor = RayExecutor(problem, seed=0, evaluate=unhurried, address=cluster.address)
-        assert executor.workers == 3
-        import ray
-
-        own = ray.get_runtime_context().get_node_id()  # the driver joined through one of the nodes
-        doomed = [next(node for node in nodes if node.node_id != own)]
+        doomed = [nodes[0].all_processes["raylet"][0].process.pid]
 
         def lose_a_node(_: Progress) -> None:
             if doomed:
-                cluster.remove_node(doomed.pop(), allow_graceful=False)
+                os.kill(doomed.pop(), signal.SIGKILL)
 
         study = Study(space, executor, usd_per_h, settings, screen=made_up_screen(space), on_progress=lose_a_node)
         found = study.run().evaluations
-        executor.close()
     finally:
+        executor.close()
         cluster.shutdown()
     assert not doomed
+    assert executor.workers in (2, 3)  # nodes that join later are used; the lost one may not be noticed yet
     assert [repr(e) for e in found] == [repr(e) for e in alone]

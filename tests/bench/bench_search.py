@@ -1,49 +1,298 @@
-"""How much of the exhaustive answer a study finds, by sampler and budget; a made-up goodput, so that listing is quick.
+"""How a study compares with going through everything, and what it costs: the table of `search/README.md`.
 
-Run with `python -m tests.bench.bench_search`.
+    python -m tests.bench.bench_search truth quality      hypervolume and least cost against exhaustive fronts
+    python -m tests.bench.bench_search plan workers scale  time of whole plans
+    python -m tests.bench.bench_search sweep               a space of 100,000 strategies gone through whole
+
+Ground truth (every strategy of three spaces simulated, an hour on one core) is kept in `--cache` and extended where it
+was left. Times depend on the machine and its load; ratios and shares less so.
 """
 
 from __future__ import annotations
 
+import json
+import os
+import resource
+import sys
+import tempfile
 import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-from search.executor import LocalExecutor
-from search.pareto import hypervolume
-from search.sampling import SamplerName
-from search.study import Settings, Study
+import numpy as np
+
+from estimator.cost import bill
+from search.evaluate import Evaluation, evaluate
+from search.executor import LocalExecutor, RayExecutor
+from search.journal import Journal
+from search.pareto import hypervolume, non_dominated
+from search.planner import plan
+from search.spec import Spec, parse_spec
+from search.study import Settings, Study, StudyResult
+from spaces.problem import Problem
 from spaces.space import Space
 from spaces.strategy import Strategy
-from tests.small_problem import made_up, small_problem, usd_per_h
 
-REFERENCE_USD_PER_H = 50.0
-DEMAND_REQ_S = 30.0
+CACHE = Path(tempfile.gettempdir()) / "bestserve-truth"
+CHAT = {
+    "kind": "lognormal",
+    "input_tokens": {"median": 833, "sigma": 0.808, "max": 14050},
+    "output_tokens": {"median": 167, "sigma": 0.683, "max": 1000},
+    "correlation": 0.087,
+}  # as in runs/quickstart.yaml
+PROBLEMS: dict[str, dict[str, Any]] = {
+    "Llama-3.1-8B": {
+        "model": {"id": "meta-llama/Llama-3.1-8B", "weights": "bf16"},
+        "traffic": {"rate_req_s": 25, "lengths": CHAT},
+        "slo": {"ttft": {"p90_ms": 1000}, "tpot": {"p90_ms": 40}},
+        "gpus": ["h100_sxm", "a100_sxm", "l40s"],
+        "search": {"max_gpus": 10, "pp": [1, 2], "tokens": [2048, 8192], "seqs": [64, 256]},
+    },
+    "Qwen3-32B": {
+        "model": {"id": "Qwen/Qwen3-32B", "weights": "fp8"},
+        "traffic": {"rate_req_s": 12, "lengths": CHAT},
+        "slo": {"ttft": {"p90_ms": 1500}, "tpot": {"p90_ms": 50}},
+        "gpus": ["h100_sxm", "h200_sxm", "l40s"],
+        "search": {"max_gpus": 14, "pp": [1, 2], "tokens": [8192], "seqs": [64, 256]},
+    },
+    "Mixtral-8x7B": {
+        "model": {"id": "mistralai/Mixtral-8x7B-v0.1", "weights": "bf16"},
+        "traffic": {"rate_req_s": 20, "lengths": CHAT},
+        "slo": {"ttft": {"p90_ms": 1500}, "tpot": {"p90_ms": 50}},
+        "gpus": ["h100_sxm", "h200_sxm"],
+        "search": {"max_gpus": 16, "pp": [1], "dp": [1, 2, 4], "ep": [1, 8], "tokens": [8192], "seqs": [64, 256]},
+    },
+}
+SIXTEEN = PROBLEMS["Qwen3-32B"] | {"search": {"max_gpus": 16, "screen": False, "sampler": "random", "trials": 1000}}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Truth:
+    """Every evaluation of one problem's space."""
+
+    spec: Spec
+    space: Space
+    by_text: Mapping[str, Evaluation]
+
+    def cost_of(self, gpus: Mapping[str, int]) -> float:
+        """$/h."""
+        return bill(gpus, self.spec.cards()).usd_per_h
+
+    def points(self, evaluations: list[Evaluation]) -> tuple[list[float], list[float]]:
+        """Goodput and cost."""
+        costs = [self.cost_of(Strategy.parse(e.strategy).gpu_counts) for e in evaluations]
+        return [e.goodput_req_s for e in evaluations], costs
+
+
+def spec_of(name: str, given: Mapping[str, Any]) -> Spec:
+    """The spec of a problem."""
+    return parse_spec({"name": name.replace(" ", "-"), **given}, folder=Path())
+
+
+def truth(name: str, cache: Path) -> Truth:
+    """All evaluations of a problem, from the cache as far as it goes."""
+    spec = spec_of(name, PROBLEMS[name])
+    problem = spec.problem()
+    space = Space(problem)
+    cache.mkdir(parents=True, exist_ok=True)
+    path = cache / f"{name}.jsonl"
+    known = {}
+    for line in path.read_text().splitlines() if path.exists() else ():
+        evaluation = Evaluation.from_dict(json.loads(line))
+        known[evaluation.strategy] = evaluation
+    with path.open("a") as file:
+        for strategy in space:
+            if str(strategy) not in known:
+                (evaluation,) = LocalExecutor(problem, seed=0, evaluate=evaluate).run([strategy])
+                known[evaluation.strategy] = evaluation
+                file.write(json.dumps(evaluation.as_dict()) + "\n")
+    return Truth(spec=spec, space=space, by_text={str(s): known[str(s)] for s in space})
+
+
+def truths(cache: Path) -> None:
+    """Complete the cache."""
+    for name in PROBLEMS:
+        truth(name, cache)
+
+
+def quality(cache: Path) -> None:
+    """Share of the exhaustive hypervolume, and least cost, by problem, budget and seed."""
+    print("| problem | strategies | budget | evaluated | hypervolume, least of 5 seeds | cost over exhaustive, most |")
+    print("|---|---|---|---|---|---|")
+    for name in PROBLEMS:
+        every = truth(name, cache)
+        for share in (0.05, 0.2):
+            runs = [_studied(every, int(share * every.space.size), seed) for seed in range(5)]
+            evaluated, areas, costs = zip(*runs, strict=True)
+            shares = f"{min(evaluated)}-{max(evaluated)} ({max(evaluated) / every.space.size:.1%})"
+            print(
+                f"| {name} | {every.space.size:,} | {share:.0%} | {shares} | {min(areas):.4%} | {max(costs):+.2%} |",
+                flush=True,
+            )
+
+
+def _studied(every: Truth, trials: int, seed: int) -> tuple[int, float, float]:
+    """Evaluations, share of the hypervolume, and relative cost of the least-cost answer of one study."""
+    demand = every.spec.traffic.rate_req_s
+    executor = LocalExecutor(every.space.problem, seed=0, evaluate=lambda _, strategy, __: every.by_text[str(strategy)])
+    settings = Settings(trials=trials, seed=seed, demand_req_s=demand)
+    found = list(Study(every.space, executor, every.cost_of, settings).run().evaluations)
+    goodput, cost = every.points(list(every.by_text.values()))
+    reference = 1.001 * max(cost)
+    got, paid = every.points(found)
+
+    def least(goodputs: list[float], costs: list[float]) -> float:
+        return min((c for g, c in zip(goodputs, costs, strict=True) if g >= demand), default=np.inf)
+
+    area = hypervolume(got, paid, ref_usd_per_h=reference) / hypervolume(goodput, cost, ref_usd_per_h=reference)
+    return len(found), area, least(got, paid) / least(goodput, cost) - 1.0
+
+
+def timed_plan(given: Mapping[str, Any], workers: int | None) -> tuple[float, int]:
+    """Seconds and evaluations of a whole plan in a folder of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        started_s = time.perf_counter()
+        found = plan(spec_of("bench", given), out=Path(folder) / "run", workers=workers)
+        return time.perf_counter() - started_s, len(found.table)
+
+
+def plans(_: Path) -> None:
+    """Whole plans of a 16-GPU problem: an ordinary one, and one of 1,000 simulations that shows throughput."""
+    cores = os.cpu_count()
+    ordinary = PROBLEMS["Qwen3-32B"] | {"search": {"max_gpus": 16}}
+    for name, given, workers in (
+        ("ordinary plan, `auto`", ordinary, None),
+        (f"ordinary plan, {cores} Ray workers", ordinary, cores),
+        (f"1,000 simulations, {cores} Ray workers", SIXTEEN, cores),
+    ):
+        cpu_s = _cpu_s()
+        took_s, num = timed_plan(given, workers)
+        used_s = _cpu_s() - cpu_s
+        print(
+            f"| {name} | {took_s:.1f} s | {num} evaluated, {num / took_s:.0f}/s | {used_s:.1f} s of CPU |", flush=True
+        )
+
+
+def _cpu_s() -> float:
+    own, children = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime
+
+
+def workers(_: Path) -> None:
+    """Two workers against one, Ray running; and what Ray and the study add to the simulations."""
+    spec = spec_of("bench", SIXTEEN)
+    problem, space = spec.problem(), Space(spec.problem())
+    space = Space(problem)
+    chosen = list(space)[:: max(1, space.size // 400)][:400]
+    rates = {}
+    for number in (1, 2):
+        executor = RayExecutor(problem, seed=0, workers=number)
+        list(executor.run(chosen[:40]))  # imports, compiled kernels
+        started_s = time.perf_counter()
+        list(executor.run(chosen))
+        rates[number] = len(chosen) / (time.perf_counter() - started_s)
+        executor.close()
+    started_s = time.process_time()
+    list(LocalExecutor(problem, seed=0).run(chosen))
+    alone = len(chosen) / (time.process_time() - started_s)
+    print(f"| 1 worker | {rates[1]:.0f}/s |\n| 2 workers | {rates[2]:.0f}/s, {rates[2] / rates[1]:.2f} times as many |")
+    print(f"| simulation alone, per second of CPU | {alone:.0f}/s |")
+
+
+def overhead(_: Path) -> None:
+    """Seconds that proposing, learning and recording take per evaluation, and Ray per task."""
+    spec = spec_of("bench", PROBLEMS["Qwen3-32B"] | {"search": {"max_gpus": 16}})
+    problem, cards = spec.problem(), spec.cards()
+    spent = [0.0]
+
+    def watched(problem: Problem, strategy: Strategy, seed: int) -> Evaluation:
+        started_s = time.process_time()
+        found = evaluate(problem, strategy, seed)
+        spent[0] += time.process_time() - started_s
+        return found
+
+    with tempfile.TemporaryDirectory() as folder:
+        executor = LocalExecutor(problem, seed=0, evaluate=watched)
+        settings = Settings(demand_req_s=spec.traffic.rate_req_s)
+        journal = Journal(Path(folder) / "journal", "bench")
+        started_s = time.process_time()
+        study = Study(Space(problem), executor, lambda gpus: bill(gpus, cards).usd_per_h, settings, journal)
+        num = len(study.run().evaluations)
+        took_s = time.process_time() - started_s
+    print(f"| study beside its simulations | {1 - spent[0] / took_s:.0%} of {took_s:.1f} s of CPU, {num} evaluations |")
+
+
+def scale(_: Path) -> None:
+    """A plan for up to 4,096 GPUs against one for up to 32."""
+    times = {}
+    for most, demand in ((32, 20), (4096, 2560)):
+        traffic = {"rate_req_s": demand, "lengths": CHAT}
+        given = PROBLEMS["Qwen3-32B"] | {"search": {"max_gpus": most}, "traffic": traffic}
+        cpu_s = _cpu_s()
+        took_s, num = timed_plan(given, 0)
+        times[most] = _cpu_s() - cpu_s
+        print(f"| up to {most} GPUs | {took_s:.1f} s | {num} evaluated, {times[most]:.1f} s of CPU |", flush=True)
+    print(f"| ratio of CPU | {times[4096] / times[32]:.2f} |")
+
+
+def sweep(_: Path) -> None:
+    """A space of over 100,000 strategies gone through whole, interrupted once: time, memory, and what was ruled out."""
+    given = PROBLEMS["Qwen3-32B"] | {"search": {"max_gpus": 24, "sampler": "exhaustive"}}
+    spec = spec_of("sweep", given)
+    problem, cards = spec.problem(), spec.cards()
+    space = Space(problem)
+    with tempfile.TemporaryDirectory() as folder:
+
+        def study(stop_after: int | None) -> StudyResult:
+            executor = LocalExecutor(problem, seed=0, evaluate=_stopping(stop_after))
+            settings = Settings(sampler="exhaustive", demand_req_s=spec.traffic.rate_req_s)
+            journal = Journal(Path(folder) / "journal", "sweep")
+            return Study(space, executor, lambda gpus: bill(gpus, cards).usd_per_h, settings, journal).run()
+
+        started_s = time.perf_counter()
+        try:
+            study(100)
+        except KeyboardInterrupt:
+            print("interrupted after 100 evaluations", flush=True)
+        found = study(None)
+        took_s = time.perf_counter() - started_s
+    costs = [bill(Strategy.parse(e.strategy).gpu_counts, cards).usd_per_h for e in found.evaluations]
+    front = non_dominated([e.goodput_req_s for e in found.evaluations], costs)
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    print(
+        f"| {space.size:,} strategies | {len(found.evaluations):,} simulated, {found.num_ruled_out:,} ruled out by the "
+        f"bound | {took_s:.0f} s | {memory:.2f} GB | {len(front)} on the front |"
+    )
+
+
+def _stopping(after: int | None) -> Callable[[Problem, Strategy, int], Evaluation]:
+    calls = [0]
+
+    def counted(problem: Problem, strategy: Strategy, seed: int) -> Evaluation:
+        calls[0] += 1
+        if after is not None and calls[0] > after:
+            raise KeyboardInterrupt
+        return evaluate(problem, strategy, seed)
+
+    return counted
 
 
 def main() -> None:
-    """Print one line per sampler, share of the space and seed."""
-    problem = small_problem(gpus=("h100_sxm", "l40s", "h200_sxm"), max_gpus=12, tp=(1, 2, 4), max_num_seqs=(64, 256))
-    space = Space(problem)
-    every = [(made_up(problem, strategy, 0).goodput_req_s, usd_per_h(strategy.gpu_counts)) for strategy in space]
-    best_area = hypervolume(*zip(*every, strict=True), ref_usd_per_h=REFERENCE_USD_PER_H)
-    least = min(cost for goodput, cost in every if goodput >= DEMAND_REQ_S)
-    print(f"{space.size} strategies, least cost {least:.2f} $/h")
-    samplers: tuple[SamplerName, ...] = ("random", "tpe", "nsga2")
-    for sampler in samplers:
-        for trials in (128, 256, 512):
-            for seed in range(3):
-                started_s = time.perf_counter()
-                settings = Settings(trials=trials, sampler=sampler, seed=seed, demand_req_s=DEMAND_REQ_S)
-                executor = LocalExecutor(problem, seed=seed, evaluate=made_up)
-                found = Study(space, executor, usd_per_h, settings).run().evaluations
-                goodput = [evaluation.goodput_req_s for evaluation in found]
-                cost = [usd_per_h(Strategy.parse(evaluation.strategy).gpu_counts) for evaluation in found]
-                area = hypervolume(goodput, cost, ref_usd_per_h=REFERENCE_USD_PER_H)
-                cheapest = min(c for g, c in zip(goodput, cost, strict=True) if g >= DEMAND_REQ_S)
-                print(
-                    f"{sampler:7s} {len(found):4d} evaluations ({len(found) / space.size:5.1%}) seed {seed}: "
-                    f"hypervolume {area / best_area:7.3%}, least cost {cheapest / least - 1:+.1%}, "
-                    f"{time.perf_counter() - started_s:.2f} s"
-                )
+    """Run the parts named, in that order."""
+    arguments = sys.argv[1:]
+    cache = Path(arguments.pop(arguments.index("--cache") + 1)) if "--cache" in arguments else CACHE
+    parts: dict[str, Callable[[Path], None]] = {
+        "quality": quality,
+        "plan": plans,
+        "workers": workers,
+        "overhead": overhead,
+        "scale": scale,
+    }
+    parts |= {"sweep": sweep, "truth": truths}
+    for name in (argument for argument in arguments if not argument.startswith("--")):
+        parts[name](cache)
 
 
 if __name__ == "__main__":
