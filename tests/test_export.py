@@ -331,6 +331,40 @@ def test_bash_and_shellcheck_accept_every_script(tmp_path: Path) -> None:
     assert ran.returncode == 0, ran.stdout
 
 
+def test_scripts_start_what_they_say(tmp_path: Path) -> None:
+    """Run by bash beside programs that only print, scripts hand engine and router their words, hosts filled in."""
+    checkpoint = Checkpoint(path="/models/a b'c $d")
+    deployment = deployment_for("2p-tp1@h100_sxm+1d-tp8@h100_sxm", checkpoint=checkpoint)
+    write_folder(tmp_path / "out", vllm_files(deployment))
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name in ("vllm", "vllm-router"):
+        code = "import json, os, sys; print(json.dumps([sys.argv[1:], dict(os.environ)]))"
+        (programs / name).write_text(f"#!/bin/sh\nexec {sys.executable} -c '{code}' \"$@\"\n")
+        (programs / name).chmod(0o755)
+    hosts = tmp_path / "out" / "hosts.env"
+    text = hosts.read_text()
+    assert "export H100_SXM_0=h100-sxm-0  # decode-0" in text
+    hosts.write_text(text.replace("=h100-sxm-0", "=10.0.0.7").replace("=h100-sxm-1", "=10.0.0.8"))
+
+    def started(script: str) -> tuple[list[str], dict[str, str]]:
+        environment = {"PATH": f"{programs}:/usr/bin:/bin"}
+        ran = subprocess.run(
+            [tmp_path / "out" / script], capture_output=True, text=True, env=environment, check=True, cwd="/"
+        )
+        words, variables = json.loads(ran.stdout)
+        return words, variables
+
+    words, variables = started("serve/prefill-1.sh")
+    assert words[:2] == ["serve", checkpoint.path]
+    assert json.loads(flags_of(words)["--kv-transfer-config"])["kv_connector"] == "NixlConnector"
+    assert variables["CUDA_VISIBLE_DEVICES"] == "1"
+    assert variables["VLLM_NIXL_SIDE_CHANNEL_HOST"] == "10.0.0.8"
+    routed, _ = started("router.sh")
+    urls = [routed[index + 1] for index, word in enumerate(routed) if word in ("--prefill", "--decode")]
+    assert urls == ["http://10.0.0.8:8000", "http://10.0.0.8:8001", "http://10.0.0.7:8000"]
+
+
 @pytest.mark.parametrize(
     ("text", "engine", "target", "reason", "accepted"),
     [
