@@ -53,13 +53,13 @@ def deployment_for(strategy: Strategy | str, engine: str = "vllm", **changes: An
 def pools(draw: st.DrawFn, role: Role, gpu: str) -> Pool:
     """Any pool that could be written down, fast-link and memory rules left out."""
     tp, pp, dp = (draw(st.sampled_from(choices)) for choices in ((1, 2, 4, 8), (1, 2), (1, 2, 4)))
-    ep = draw(st.sampled_from([n for n in (1, 2, 4, 8, 16, 32) if (tp * dp) % n == 0]))
+    ep = draw(st.sampled_from([1, tp * dp, *(n for n in (2, 4, 8, 16) if (tp * dp) % n == 0)]))
     return Pool(
         role=role,
         count=draw(st.integers(1, 6)),
         gpu=gpu,
         parallelism=Parallelism(tp=tp, pp=pp, dp=dp, ep=ep),
-        max_num_batched_tokens=draw(st.sampled_from([None, 512, 2048, 16384])),
+        max_num_batched_tokens=draw(st.sampled_from([2048, 16384, None, 512])),
         max_num_seqs=draw(st.sampled_from([None, 64, 1024])),
     )
 
@@ -69,7 +69,7 @@ def strategies(draw: st.DrawFn) -> Strategy:
     """Collocated and disaggregated strategies of every policy and router, on one GPU type or two."""
     gpu, router = draw(st.sampled_from(GPUS)), draw(st.sampled_from((ROUTERS[0], *ROUTERS)))
     if draw(st.booleans()):
-        policy = draw(st.sampled_from(COLLOCATED_POLICIES))
+        policy = draw(st.sampled_from((*COLLOCATED_POLICIES, "chunked", "chunked")))
         return Strategy(pools=(draw(pools("m", gpu)),), policy=policy, router=router)
     other = draw(st.sampled_from((gpu, gpu, "h100_sxm", "b300_sxm")))
     both = (draw(pools("p", gpu)), draw(pools("d", other)))

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 
 from estimator.errors import BestServeError
 from estimator.requests import Requests
@@ -51,6 +51,7 @@ WRITTEN = (
     "5p-tp2-dp2-ep4@h200_sxm+1d-tp1-dp4@h200_sxm",
 )
 ROOT = Path(__file__).parent.parent
+FILTERS = [HealthCheck.filter_too_much]  # of any strategy, those that the target expresses
 
 
 def written(deployment: Deployment, target: str) -> dict[str, str]:
@@ -110,7 +111,7 @@ def test_every_gpu_of_the_plan_is_deployed(target: str, strategy: Strategy) -> N
                 require_expressible(deployment, target)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100, deadline=None, suppress_health_check=FILTERS)
 @given(strategy=strategies())
 def test_instances_share_nodes_without_sharing_gpus_or_ports(strategy: Strategy) -> None:
     """No GPU, HTTP port or side channel of a node is given to two shards, and none lies outside the node."""
@@ -129,7 +130,7 @@ def test_instances_share_nodes_without_sharing_gpus_or_ports(strategy: Strategy)
 
 
 @pytest.mark.parametrize("engine", ["vllm", "sglang"])
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80, deadline=None, suppress_health_check=FILTERS)
 @given(strategy=strategies())
 def test_commands_say_the_same_degrees_and_limits(engine: str, strategy: Strategy) -> None:
     """The flags of every script, read back by the engine's own rules, are the strategy's degrees and limits."""
@@ -191,7 +192,7 @@ def serve_scripts(files: dict[str, str]) -> list[str]:
 
 
 @pytest.mark.parametrize("engine", ["vllm", "sglang", "trtllm"])
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60, deadline=None, suppress_health_check=FILTERS)
 @given(strategy=strategies())
 def test_dynamo_workers_take_their_flags(engine: str, strategy: Strategy) -> None:
     """Worker arguments are Dynamo's own or the bundled engine's; graph fields are those of the operator's types."""
