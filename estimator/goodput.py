@@ -20,7 +20,7 @@ import numpy as np
 
 from estimator.capacity import screen
 from estimator.errors import require
-from estimator.latency import LatencySummary, summarise
+from estimator.latency import LatencySummary, steady_window, summarise
 from estimator.outcome import Unstable
 from estimator.requests import Requests
 from estimator.simulate import simulate
@@ -101,7 +101,7 @@ class Prober:
         requests = _first(self.unit_requests, num_requests, 1.0 / rate_req_s)
         simulation = simulate(self.system, requests, seed=self.seed)
         self.num_simulated += num_requests
-        window = slice(num_requests // 10, num_requests - num_requests // 20)
+        window = steady_window(num_requests)
         excess, backlog = self.slo.excess(simulation, window), _backlog_excess(simulation, window)
         probe = Probe(
             rate_req_s=rate_req_s,

@@ -72,6 +72,14 @@ class LatencySummary:
     prefill: PoolSummary | None = None
 
 
+def steady_window(num_requests: int) -> slice:
+    """The requests to judge: without the first tenth, which start from empty, and the last twentieth, which see the end.
+
+    They are simulated all the same; a closed loop leaves its start burst out by this window.
+    """
+    return slice(num_requests // 10, num_requests - num_requests // 20)
+
+
 def summarise(simulation: Simulation, window: slice = WHOLE_RUN) -> LatencySummary:
     """Latencies of the requests in `window` (in order of arrival); throughput, ITL and pools are of the whole run.
 

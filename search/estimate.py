@@ -10,7 +10,7 @@ from typing import Any
 from estimator.cost import Bill, PriceCard, bill
 from estimator.errors import BestServeError, require
 from estimator.goodput import Goodput, equal_part, goodput
-from estimator.latency import LatencySummary, summarise
+from estimator.latency import LatencySummary, steady_window, summarise
 from estimator.outcome import Infeasible, Unstable
 from estimator.simulate import simulate
 from estimator.simulation import Simulation
@@ -80,7 +80,7 @@ def simulate_at(
     )
     part, workload, num_parts = equal_part(system, problem.workload)
     simulation = simulate(part, workload.draw(rate_req_s / num_parts, num_requests, 0))
-    return simulation, slice(num_requests // 10, num_requests - num_requests // 20), num_parts
+    return simulation, steady_window(num_requests), num_parts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

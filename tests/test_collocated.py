@@ -15,10 +15,12 @@ from estimator.instance import EngineLimits, Instance
 from estimator.iteration import StepCost
 from estimator.kernels.routing import ROUTERS, choose, router_draws
 from estimator.parallelism import Parallelism
+from estimator.queueing import mmc_wait_s, processor_sharing_s, shared_rate_mean_seqs
 from estimator.requests import Requests
 from estimator.simulate import simulate
 from estimator.simulation import FINISHED, ITL_EDGES_S, REJECTED, Simulation
 from estimator.system import Collocated, CollocatedPolicy
+from tests.bench.bench_queueing import MEAN_STEPS, servers, traffic
 from tests.twins import FleetTwin, InstanceTwin, Job, LaneTwin
 
 
@@ -227,6 +229,38 @@ def test_one_sequence_at_a_time_is_m_g_1(load: float) -> None:
     arrival = np.cumsum(rng.exponential(1 / rate, len(outputs)))
     run = simulate(Collocated(instance=instance_of(round_cost(4, 1), 4, 1)), requests_of(arrival, 1, outputs))
     assert_mean(run.e2e_s, mean_s + rate * second / (2 * (1 - load)))
+
+
+@pytest.mark.parametrize("load", [0.5, 0.8])
+def test_seats_are_m_m_c(load: float) -> None:
+    """Eight seats under steps of fixed time and geometric outputs wait as Erlang says: C(c, a)·E[S]/(c(1 − ρ))."""
+    rate = 8 * load / MEAN_STEPS
+    steps = np.random.default_rng(15).geometric(1 / MEAN_STEPS, 1_000_000)
+    run = simulate(Collocated(instance=servers(8)), traffic(rate, steps))
+    law = mmc_wait_s(rate, MEAN_STEPS, 8)
+    residual_s = 0.5 * load**8  # an arrival to a busy instance waits for the step to end, half of 1 s at most
+    assert residual_s < 0.01 * law
+    assert_mean(run.prefill_start_s - run.arrival_s, law)
+
+
+@pytest.mark.parametrize("load", [0.5, 0.8])
+def test_short_steps_share_the_processor(load: float) -> None:
+    """Where a step's time is proportional to its sequences the mean sojourn is E[S]/(1 − ρ), for any outputs."""
+    rng = np.random.default_rng(16)
+    instance = servers(512, step_s=0.0, per_seq_s=1.0)
+    for steps in (rng.geometric(1 / 500, 400_000), rng.integers(1, 1_000, 400_000)):
+        run = simulate(Collocated(instance=instance), traffic(load / 500, steps))
+        assert_mean(run.e2e_s, processor_sharing_s(load / 500, 500.0))
+
+
+def test_batch_dependent_rate_shares_as_cohen_says() -> None:
+    """With a step of 0.8 s + 0.02 s per sequence the mean number in system is that of the insensitive closed form."""
+    steps = np.random.default_rng(17).geometric(1 / 1_000, 400_000)
+    n = np.arange(1, 257)
+    speed = n * 0.82 / (0.8 + 0.02 * n)
+    rate = 0.8 * float(speed[-1]) / 820.0
+    run = simulate(Collocated(instance=servers(256, step_s=0.8, per_seq_s=0.02)), traffic(rate, steps))
+    assert_mean(run.e2e_s, shared_rate_mean_seqs(rate * 820.0, tuple(speed)) / rate)
 
 
 @pytest.mark.parametrize("policy", ["chunked", "prefill_first", "static"])

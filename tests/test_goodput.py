@@ -127,6 +127,14 @@ def test_equal_instances_cost_one() -> None:
     assert 0.99 * 512 * one.rate_req_s <= many.rate_req_s <= 1.3 * 512 * one.rate_req_s
 
 
+def test_few_probes_are_enough() -> None:
+    """The median search over 11 seeds simulates at most 100,000 requests collocated and 130,000 in two pools."""
+    for system, most in ((Collocated(instance=instance_of()), 100_000), (pools_of(1, 1), 130_000)):
+        answers = [found(system, seed=seed) for seed in range(11)]
+        assert np.median([answer.num_simulated_requests for answer in answers]) <= most
+        assert max(answer.high_req_s / answer.low_req_s for answer in answers) < 1.3
+
+
 def test_equal_part_of_pools() -> None:
     """6 prefill and 4 decode instances are two of 3 and 2; 3 and 2 are one; a joined router keeps the whole."""
     part, _, num_parts = equal_part(pools_of(6, 4), CHAT)
