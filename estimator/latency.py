@@ -73,9 +73,9 @@ class LatencySummary:
 
 
 def steady_window(num_requests: int) -> slice:
-    """The requests to judge: without the first tenth, which start from empty, and the last twentieth, which see the end.
+    """The requests to judge: all but the first tenth (start from empty) and the last twentieth (the end of the load).
 
-    They are simulated all the same; a closed loop leaves its start burst out by this window.
+    Those are simulated all the same. A closed loop leaves its start burst out by this window.
     """
     return slice(num_requests // 10, num_requests - num_requests // 20)
 

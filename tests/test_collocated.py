@@ -231,15 +231,14 @@ def test_one_sequence_at_a_time_is_m_g_1(load: float) -> None:
     assert_mean(run.e2e_s, mean_s + rate * second / (2 * (1 - load)))
 
 
-@pytest.mark.parametrize("load", [0.5, 0.8])
+@pytest.mark.parametrize("load", [0.7, 0.8])
 def test_seats_are_m_m_c(load: float) -> None:
     """Eight seats under steps of fixed time and geometric outputs wait as Erlang says: C(c, a)·E[S]/(c(1 − ρ))."""
     rate = 8 * load / MEAN_STEPS
     steps = np.random.default_rng(15).geometric(1 / MEAN_STEPS, 1_000_000)
     run = simulate(Collocated(instance=servers(8)), traffic(rate, steps))
     law = mmc_wait_s(rate, MEAN_STEPS, 8)
-    residual_s = 0.5 * load**8  # an arrival to a busy instance waits for the step to end, half of 1 s at most
-    assert residual_s < 0.01 * law
+    assert law > 200 * 0.5  # besides, an arrival waits half a step of 1 s for the running one to end
     assert_mean(run.prefill_start_s - run.arrival_s, law)
 
 
