@@ -216,16 +216,18 @@ def _first(requests: Requests, num: int, time_scale: float) -> Requests:
 
 
 def _backlog_excess(simulation: Simulation, window: slice) -> float:
-    """Arrivals over departures while the window's requests arrive, over what may pile up by chance; 0 if ≤ 1.
+    """Arrivals over departures in the second half of the window, over what may pile up by chance; 0 if ≤ 1.
 
-    By chance: `DRIFT_FRAC` of the arrivals, and three deviations of the difference of two Poisson counts in flight.
+    The second half, because long requests fill the system slowly. By chance: `DRIFT_FRAC` of the arrivals, and three
+    deviations of the difference of two Poisson counts in flight.
     """
-    arrival_s = simulation.arrival_s[window]
+    middle = (window.start + window.stop) // 2
+    arrival_s = simulation.arrival_s[middle : window.stop]
     if len(arrival_s) < 2:
         return 0.0
     finish_s = simulation.finish_s[simulation.status == FINISHED]
     before, by_the_end = np.count_nonzero(finish_s < arrival_s[0]), np.count_nonzero(finish_s < arrival_s[-1])
-    in_flight = max(0, window.start - int(before))
+    in_flight = max(0, middle - int(before))
     allowed = DRIFT_FRAC * len(arrival_s) + 3.0 * math.sqrt(2.0 * in_flight + 1.0)
     ratio = len(arrival_s) / (int(by_the_end - before) + allowed)
     return ratio if ratio > 1.0 else 0.0
@@ -299,8 +301,12 @@ def _narrow(prober: Prober, low: Probe, high: Probe, ratio: float, num: int) -> 
 
 
 def _headroom(probe: Probe) -> float:
-    """1/excess − 1, cut to [−0.8, 1]: nearly straight in the rate, as latencies grow like 1/(1 − ρ)."""
-    return 1.0 / min(max(probe.excess, 0.5), 5.0) - 1.0
+    """1/excess − 1, cut to [−0.8, 1]: nearly straight in the rate, as latencies grow like 1/(1 − ρ).
+
+    Where a backlog grows, latencies of a longer run would be far over their limits: −0.5 at most.
+    """
+    headroom = 1.0 / min(max(probe.excess, 0.5), 5.0) - 1.0
+    return min(headroom, -0.5) if probe.backlog > 1.0 else headroom
 
 
 def _fall(low: Probe, high: Probe) -> float:
