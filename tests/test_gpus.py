@@ -27,6 +27,7 @@ def test_every_card_is_physically_plausible() -> None:
 def test_driver_memory_lies_near_the_printed_size() -> None:
     """The driver's total is within 8 % of the printed gigabytes, which vendors mean loosely."""
     printed_gb = {"h100_sxm": 80, "h200_sxm": 141, "a100_sxm": 80, "l40s": 48, "b200_sxm": 180, "gb200": 186}
+    printed_gb |= {"h20": 96, "h100_pcie": 80, "h100_nvl": 94, "a100_pcie": 80, "mi300x": 192}
     for name, size in printed_gb.items():
         assert load_gpu(name).memory_bytes == pytest.approx(size * 1e9, rel=0.08)
 

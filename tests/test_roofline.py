@@ -126,6 +126,28 @@ def test_tiers_tell_what_a_time_rests_on() -> None:
     assert load_timing(unknown, "vllm").residual_frac("gemm") is None
 
 
+def test_a_data_sheet_alone_borrows_its_architecture_or_nothing() -> None:
+    """H20 and A100 PCIe borrow Hopper's and Ampere's curves; MI300X, of an architecture nobody measured, has none.
+
+    H20 decodes between H100 and H200 (its bandwidth) and multiplies large products 4 to 9 times slower than H100.
+    """
+    for name, tier in (
+        ("h20", "borrowed"),
+        ("h100_nvl", "borrowed"),
+        ("a100_pcie", "borrowed"),
+        ("mi300x", "data_sheet"),
+    ):
+        timing = load_timing(load_gpu(name), "vllm")
+        assert {timing.tier(kind) for kind in ("gemm", "context_attention", "generation_attention")} == {tier}, name
+    h20, h100, h200 = (load_timing(load_gpu(name), "vllm") for name in ("h20", "h100_sxm", "h200_sxm"))
+
+    def one_s(timing: OperatorTiming, m: float) -> float:
+        return float(timing.gemm_s([m], n=28672, k=8192, dtype="bf16")[0])
+
+    assert one_s(h200, 1) < one_s(h20, 1) < one_s(h100, 1)
+    assert 4 < one_s(h20, 8192) / one_s(h100, 8192) < 9
+
+
 def test_a_sister_gpu_is_scaled_by_its_data_sheet() -> None:
     """A Hopper with 10 % more bandwidth than any card borrows Hopper's curves and decodes faster than H200."""
     custom = replace(load_gpu("h200_sxm"), name="h300", bandwidth_bytes_per_s=5.28e12)
