@@ -145,12 +145,13 @@ def goodput(spec: SpecFile, strategy: StrategyText, as_json: AsJson = False) -> 
     from estimator.outcome import Unstable
     from search.estimate import plain, priced_goodput
     from search.spec import load_spec
+    from search.tariff import tariff_of
     from search.terminal import print_goodput
     from spaces.strategy import Strategy
 
     question = load_spec(spec)
     parsed = Strategy.parse(strategy)
-    answer = priced_goodput(question.problem(), parsed, question.cards(), seed=question.search.seed)
+    answer = priced_goodput(question.problem(), parsed, tariff_of(question), seed=question.search.seed)
     if as_json:
         unstable = {"strategy": str(parsed), "goodput": None} if isinstance(answer, Unstable) else {}
         cost = {} if isinstance(answer, Unstable) else {"usd_per_h": answer.bill.usd_per_h}
@@ -289,7 +290,7 @@ def progress_bar(*, quiet: bool) -> Iterator[Callable[[Progress], None]]:
         task = bar.add_task("starting", total=None)
 
         def on_progress(progress: Progress) -> None:
-            best = "" if progress.best_usd_per_h is None else f", best ${progress.best_usd_per_h:.2f}/h"
+            best = "" if progress.best_usd_per_h is None else f", best {progress.best_usd_per_h:.2f}/h"
             bar.update(
                 task,
                 description=f"{progress.phase}, area {progress.hypervolume:.4g}{best}",

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
-from estimator.cost import Bill, PriceCard, bill
+from estimator.cost import Bill
 from estimator.errors import BestServeError, require
 from estimator.goodput import Goodput, equal_part, goodput
 from estimator.latency import LatencySummary, steady_window, summarise
@@ -15,6 +15,7 @@ from estimator.outcome import Infeasible, Unstable
 from estimator.simulate import simulate
 from estimator.simulation import Simulation
 from estimator.system import System
+from search.tariff import Tariff
 from spaces.problem import Problem, system_of
 from spaces.rules import broken_strategy
 from spaces.strategy import Strategy
@@ -93,14 +94,12 @@ class PricedGoodput:
     usd_per_1m_output: float
 
 
-def priced_goodput(
-    problem: Problem, strategy: Strategy, cards: Mapping[str, PriceCard], *, seed: int
-) -> PricedGoodput | Unstable:
+def priced_goodput(problem: Problem, strategy: Strategy, tariff: Tariff, *, seed: int) -> PricedGoodput | Unstable:
     """Goodput and cost of a strategy that exists, or why no rate meets the SLO."""
     found = goodput(existing_system(problem, strategy), problem.workload, problem.slo, seed=seed)
     if isinstance(found, Unstable):
         return found
-    costs = bill(strategy.gpu_counts, cards)
+    costs = tariff.bill(strategy)
     return PricedGoodput(
         strategy=str(strategy),
         goodput=found,

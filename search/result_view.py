@@ -14,6 +14,7 @@ from estimator.errors import BestServeError
 from search.assumptions import assumptions_of, question_line
 from search.error_view import known_errors
 from search.insight import ledger_of, money_of
+from search.money_view import Money
 from search.reprice import run_evaluations
 from search.serving_view import serving_of
 from search.simulated_view import breakdown_at, curve_of, limits_ms
@@ -83,6 +84,7 @@ def read_view(folder: Path) -> View:
         assumptions=assumptions_of(spec, problem, best),
         command=str(manifest.get("command", "")),
         versions=manifest["versions"],
+        money=Money(currency=spec.currency),
     )
 
 

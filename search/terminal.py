@@ -9,6 +9,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from search.money_view import amount
 from search.view import NEAR_COSTS, Candidate, OperatorTime, View, near_range
 
 if TYPE_CHECKING:
@@ -225,8 +226,10 @@ def print_goodput(answer: PricedGoodput | Unstable, console: Console) -> None:
         style="bold",
         highlight=False,
     )
+    currency = answer.bill.lines[0].card.currency
     console.print(
-        f"${answer.bill.usd_per_h:,.2f}/h, ${answer.usd_per_1m_output:,.2f} per million output tokens at that rate; "
+        f"{amount(answer.bill.usd_per_h, currency)}/h, {amount(answer.usd_per_1m_output, currency)} per million output "
+        f"tokens at that rate; "
         f"TTFT P90 {1e3 * found.summary.ttft.p90_s:.0f} ms, TPOT P90 {1e3 * found.summary.tpot.p90_s:.1f} ms.",
         highlight=False,
     )

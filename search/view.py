@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from search.error_view import KnownError
-from search.money_view import Money, amount, symbol_of
+from search.money_view import Money, PenaltyRow, amount, symbol_of
 from search.serving_view import Serving
 
 BOUNDS = {"compute": "compute", "memory": "memory bandwidth", "link": "the link", "host": "the host"}
@@ -180,12 +180,21 @@ class View:
                 f"No strategy tried serves {self.demand_req_s:g} requests/s within the targets; "
                 f"the most is {most.goodput_req_s:.3g} requests/s with {most.gpus} at {self.usd(most.usd_per_h)}/h."
             )
+        if best.headroom_frac(self.demand_req_s) < 0 and self.money is not None and self.money.penalties:
+            return self._penalty_words(best, self.money.penalties[0])
         return (
             f"Rent {best.gpus} for {self.usd(best.usd_per_h)}/h: "
             f"serves {self.demand_req_s:g} requests/s within the targets, "
             f"{best.headroom_frac(self.demand_req_s):.0%} headroom, "
             f"{self.usd(self.usd_per_1m_at_demand or 0.0)} per million output tokens"
             f"{self._step_up_words()}."
+        )
+
+    def _penalty_words(self, best: Candidate, row: PenaltyRow) -> str:
+        return (
+            f"Rent {best.gpus} for {self.usd(best.usd_per_h)}/h and pay {self.usd(row.penalty_usd_per_h)}/h for the "
+            f"{row.missed_frac:.1%} of {self.demand_req_s:g} requests/s that miss a target: together "
+            f"{self.usd(row.total_usd_per_h)}/h, the least tried."
         )
 
     @property

@@ -62,21 +62,21 @@ def _plot(view: View) -> Plot:
                 if c.is_disaggregated == is_disaggregated and (c.strategy in front) == on_front
             ]
             if kind:
-                traces.append(_points(kind, on_front=on_front))
-    shown = layout("cost, $/h", "goodput, requests/s")
+                traces.append(_points(kind, view.symbol, on_front=on_front))
+    shown = layout(f"cost, {view.symbol}/h", "goodput, requests/s")
     shown["shapes"] = [level(view.demand_req_s, "demand")]
     shown["xaxis"]["rangemode"] = shown["yaxis"]["rangemode"] = "tozero"
     if view.recommended is not None:
         ring = {"size": 22, "symbol": "circle-open", "color": RED, "line": {"width": 3}}
         silent = {"hoverinfo": "skip", "hovertemplate": None, "legendrank": 1}
-        traces.append(_trace([view.recommended], "recommended", ring) | silent)
+        traces.append(_trace([view.recommended], "recommended", ring, view.symbol) | silent)
         near = near_range(view)
         if near is not None:
             shown["xaxis"]["range"], shown["yaxis"]["range"] = [0, near[0]], [0, near[1]]
     return {"data": traces, "layout": shown}
 
 
-def _points(candidates: list[Candidate], *, on_front: bool) -> Plot:
+def _points(candidates: list[Candidate], symbol: str, *, on_front: bool) -> Plot:
     """Strategies of one kind: circles or diamonds, large with intervals on the front, small and pale elsewhere."""
     kind = candidates[0]
     marker = {
@@ -85,7 +85,7 @@ def _points(candidates: list[Candidate], *, on_front: bool) -> Plot:
         "size": 11 if on_front else 7,
         "opacity": 1.0 if on_front else 0.4,
     }
-    trace = _trace(candidates, f"{kind.architecture}, {'on the front' if on_front else 'beaten'}", marker)
+    trace = _trace(candidates, f"{kind.architecture}, {'on the front' if on_front else 'beaten'}", marker, symbol)
     trace["legendrank"] = 2 if on_front else 3
     if on_front:
         up = [c.high_req_s - c.goodput_req_s for c in candidates]
@@ -94,7 +94,7 @@ def _points(candidates: list[Candidate], *, on_front: bool) -> Plot:
     return trace
 
 
-def _trace(candidates: list[Candidate], name: str, marker: Plot) -> Plot:
+def _trace(candidates: list[Candidate], name: str, marker: Plot, symbol: str) -> Plot:
     return {
         "type": "scatter",
         "mode": "markers",
@@ -104,7 +104,7 @@ def _trace(candidates: list[Candidate], name: str, marker: Plot) -> Plot:
         "y": [c.goodput_req_s for c in candidates],
         "text": [c.strategy for c in candidates],
         "customdata": [c.strategy for c in candidates],
-        "hovertemplate": "<b>%{text}</b><br>%{y:.2f} req/s for $%{x:.2f}/h<extra></extra>",
+        "hovertemplate": f"<b>%{{text}}</b><br>%{{y:.2f}} req/s for {symbol}%{{x:.2f}}/h<extra></extra>",
     }
 
 
@@ -136,7 +136,7 @@ def _draw(view: View, drawing: Drawing) -> None:
         )
     axes.axhline(view.demand_req_s, color=RED, ls="--", lw=1, label="demand")
     near = near_range(view)
-    axes.set(xlabel="cost, $/h", ylabel="goodput, requests/s")
+    axes.set(xlabel=f"cost, {view.symbol}/h", ylabel="goodput, requests/s")
     axes.set_xlim(0, None if near is None else near[0])
     axes.set_ylim(0, None if near is None else near[1])
     axes.legend(fontsize=8)

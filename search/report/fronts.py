@@ -19,8 +19,7 @@ DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 def fronts_figure(comparison: Comparison) -> Figure:
     """All fronts; the recommended strategy of each run is large, every demand a dashed line."""
     demands = {run.view.demand_req_s: run.label for run in comparison.runs}
-    shown = layout("cost, $/h", "goodput, requests/s")
-    shown["xaxis"]["title"]["text"] = f"cost, {comparison.runs[0].view.symbol}/h"
+    shown = layout(f"cost, {comparison.runs[0].view.symbol}/h", "goodput, requests/s")
     shown["xaxis"]["rangemode"] = shown["yaxis"]["rangemode"] = "tozero"
     shown["shapes"] = [
         level(demand, "demand" if len(demands) == 1 else f"demand of {label}") for demand, label in demands.items()
