@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -72,6 +72,7 @@ class MeasuredRun:
     output_bounds: tuple[int, int]
     measured_ms: Mapping[str, float]
     note: str
+    highest_concurrency: int | None = None  # of its deployment, two pools only
 
     @property
     def mode(self) -> str:
@@ -123,7 +124,23 @@ def read_runs(path: Path) -> list[MeasuredRun]:
         if row["rate_req_s"]:
             key = _stage_key(row)
             lowest[key] = min(lowest.get(key, np.inf), float(row["rate_req_s"]))
-    return [_run_of(row, lowest) for row in rows]
+    return _with_highest_concurrency([_run_of(row, lowest) for row in rows])
+
+
+def _with_highest_concurrency(runs: list[MeasuredRun]) -> list[MeasuredRun]:
+    """Two pools stay as they are built while they are driven at one concurrency after another."""
+    highest: dict[tuple[object, ...], int] = {}
+    for run in runs:
+        key = _deployment_key(run)
+        highest[key] = max(highest.get(key, 0), run.concurrency or 0)
+    return [
+        replace(run, highest_concurrency=highest[_deployment_key(run)] or None) if len(run.pools) == 2 else run
+        for run in runs
+    ]
+
+
+def _deployment_key(run: MeasuredRun) -> tuple[object, ...]:
+    return run.group, run.weight_dtype, run.pools, run.input_bounds, run.output_bounds
 
 
 def _stage_key(row: Mapping[str, str]) -> tuple[str, ...]:

@@ -27,12 +27,11 @@ from estimator.measured_runs import METRICS, MeasuredRun, PoolLayout
 from estimator.model import MoeFfn
 from estimator.outcome import Infeasible
 from estimator.parallelism import Parallelism
+from estimator.replay_pools import pools_system
 from estimator.simulate import simulate
 from estimator.stage import StepKernels
-from estimator.system import Collocated, Disaggregated, KvLink, System
+from estimator.system import Collocated, System
 
-HAND_OVER_LATENCY_S = 5e-3  # control round trip of a KV hand-over: NIXL/Mooncake connectors, a few ms
-LINK_FRAC = 0.7  # share of a link's rate a hand-over reaches
 FALLBACK_REQUESTS = 4
 EXPERT_TILE = 128
 SLOT_BOUND_ENGINE, SLOT_BOUND_SOURCE = "trtllm", "nvidia_internal_gap_analysis"
@@ -47,11 +46,11 @@ class Answer:
     relaxed: bool
 
 
-def answer(run: MeasuredRun, engine: Engine | None = None) -> Answer:
-    """Simulate the run under `engine` (default: the bundled card)."""
+def answer(run: MeasuredRun, engine: Engine | None = None, *, hand_over_s: float | None = None) -> Answer:
+    """Simulate the run under `engine` (default: the bundled card); `hand_over_s` of two pools in the card's place."""
     engine = engine or load_engine(run.engine)
     pools = [pool_instance(run, pool, engine) for pool in run.pools]
-    system = _system(run, [instance for instance, _ in pools], engine)
+    system = _system(run, [instance for instance, _ in pools], engine, hand_over_s)
     summary = summarise(simulate(system, run.requests(), concurrency=run.concurrency))
     latency = {"ttft": summary.ttft, "tpot": summary.tpot, "e2e": summary.e2e}
     return Answer(
@@ -137,20 +136,8 @@ def _weight_dtype(run: MeasuredRun) -> WeightDtype:
     return Dtypes(weight=run.weight_dtype).weight  # type: ignore[arg-type]  # checked by Dtypes itself
 
 
-def _system(run: MeasuredRun, instances: list[Instance], engine: Engine) -> System:
+def _system(run: MeasuredRun, instances: list[Instance], engine: Engine, hand_over_s: float | None) -> System:
     if len(instances) == 1:
         return Collocated(instance=instances[0], num_instances=run.pools[0].num_instances, policy=engine.policy)
     prefill, decode = instances
-    gpu = load_gpu(run.gpu)
-    per_gpu = gpu.nvlink_bytes_per_s if run.num_gpus <= gpu.nvlink_domain_gpus else gpu.network_bytes_per_s
-    return Disaggregated(
-        prefill=prefill,
-        num_prefill=run.pools[0].num_instances,
-        decode=decode,
-        num_decode=run.pools[1].num_instances,
-        link=KvLink(
-            egress_bytes_per_s=LINK_FRAC * per_gpu * prefill.num_gpus,
-            ingress_bytes_per_s=LINK_FRAC * per_gpu * decode.num_gpus,
-            latency_s=HAND_OVER_LATENCY_S,
-        ),
-    )
+    return pools_system(run, prefill, decode, hand_over_s)
