@@ -40,28 +40,34 @@ def step_name(pool: str, phase: str) -> str:
 
 
 def _plot(view: View) -> Plot:
-    labels = list(dict.fromkeys(step_name(t.pool, t.phase) for t in view.breakdown))
+    totals_ms: dict[str, float] = {}
+    for time in view.breakdown:
+        label = step_name(time.pool, time.phase)
+        totals_ms[label] = totals_ms.get(label, 0.0) + time.ms
+    shown_as = {label: f"{label}<br>{ms:.3g} ms" for label, ms in totals_ms.items()}
     traces = []
     by_bound = sorted(view.breakdown, key=lambda t: (list(BOUND_COLOURS).index(t.bound), -t.ms))
     for bound, times in groupby(by_bound, key=lambda t: t.bound):
-        shown = False
+        first = True
         for operator, group in groupby(sorted(times, key=lambda t: t.operator), key=lambda t: t.operator):
-            ms_by_label = {step_name(t.pool, t.phase): t.ms for t in group}
+            ms = {step_name(t.pool, t.phase): t.ms for t in group}
             traces.append(
                 {
                     "type": "bar",
                     "orientation": "h",
                     "name": f"{bound}-bound",
                     "legendgroup": bound,
-                    "showlegend": not shown,
-                    "y": labels,
-                    "x": [ms_by_label.get(label, 0.0) for label in labels],
-                    "text": [operator.replace("_", " ") if ms_by_label.get(label) else "" for label in labels],
+                    "showlegend": first,
+                    "y": list(shown_as.values()),
+                    "x": [100.0 * ms.get(label, 0.0) / total for label, total in totals_ms.items()],
+                    "customdata": [ms.get(label, 0.0) for label in totals_ms],
+                    "text": [operator.replace("_", " ") if ms.get(label) else "" for label in totals_ms],
                     "textposition": "inside",
                     "insidetextanchor": "middle",
                     "textangle": 0,
                     "textfont": {"color": "#fff"},
-                    "hovertemplate": f"<b>{operator}</b><br>%{{x:.2f}} ms, {bound}-bound<extra>%{{y}}</extra>",
+                    "hovertemplate": f"<b>{operator}</b><br>%{{customdata:.2f}} ms, %{{x:.0f}} % of the step, "
+                    f"{bound}-bound<extra></extra>",
                     "marker": {
                         "color": BOUND_COLOURS[bound],
                         "line": LINE,
@@ -69,11 +75,12 @@ def _plot(view: View) -> Plot:
                     },
                 }
             )
-            shown = True
-    shown_layout = layout("milliseconds of one step", "")
-    shown_layout |= {"barmode": "stack", "uniformtext": {"minsize": 10, "mode": "hide"}}
-    shown_layout["yaxis"] |= {"autorange": "reversed"}
-    return {"data": traces, "layout": shown_layout}
+            first = False
+    shown = layout("share of one step, %", "")
+    shown |= {"barmode": "stack", "uniformtext": {"minsize": 10, "mode": "hide"}}
+    shown["yaxis"] |= {"autorange": "reversed"}
+    shown["xaxis"] |= {"range": [0, 100]}
+    return {"data": traces, "layout": shown}
 
 
 def _draw(view: View, drawing: Drawing) -> None:

@@ -53,7 +53,7 @@ def money_figures(view: View) -> list[Figure]:
 
 
 def _tips(money: Money) -> Figure:
-    tips = sorted(money.tipping_points, key=lambda tip: abs(tip.change_frac))[:MAX_TIPS]
+    tips = money.tipping_points[:MAX_TIPS]
     names = [_short(tip, place) for place, tip in enumerate(tips)]
     change = [100.0 * tip.change_frac for tip in tips]
     traces = [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from search.money_view import short
 from search.report.figures import figures_of, plotly_json, write_files
 from search.report.looks import Figure
 from search.view import Candidate, View, near_range
@@ -47,6 +48,7 @@ def render(template: str, **values: object) -> str:
     )
     return environment.get_template(template).render(
         **values,
+        short=short,
         figures_script=(_HERE / "figures.js").read_text(encoding="utf-8"),
         style=(_HERE / "style.css").read_text(encoding="utf-8"),
         plotly=PLOTLY.read_text(encoding="utf-8").replace("</script", "<\\/script"),

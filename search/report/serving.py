@@ -101,6 +101,7 @@ def _load_plot(serving: Serving) -> Plot:
         shown[axis] = {"title": {"text": title}, "zeroline": False, "automargin": True, "rangemode": "tozero"}
         shown[axis] |= {"domain": list(domain), "nticks": 4}
     shown["xaxis"]["anchor"] = "y"
+    shown["margin"] |= {"t": 76}  # three rows of legend
     return {"data": traces, "layout": shown}
 
 
