@@ -187,6 +187,20 @@ def test_rewriting_some_kinds_keeps_the_others(tmp_path: Path, shared: Path) -> 
 
 
 @pytest.mark.shared
+def test_fitting_a_group_again_gives_its_card(shared: Path) -> None:
+    """The curve in the card of H100's delta nets under TensorRT-LLM comes back from the rows, digit for digit."""
+    groups = measured_groups(shared / "measured", frozenset({"delta_net_generation"}))
+    group = next(group for group in groups if (group.gpu.name, group.engine) == ("h100_sxm", "trtllm"))
+    content = json.loads((CARDS_DIR / "h100_sxm.json").read_text(encoding="utf-8"))
+    entry = next(e for e in content["curves"] if (e["kind"], e["engine"]) == (group.kind, "trtllm"))
+    fit = fit_group(group)
+    assert len(group.latency_s) == entry["num_rows"]
+    assert fit.median_error_frac == pytest.approx(entry["median_error_frac"], rel=0.05, abs=1e-4)
+    for name, value in entry["parameters"].items():
+        assert getattr(fit.curve, name) == pytest.approx(value, rel=0.01), name
+
+
+@pytest.mark.shared
 @pytest.mark.slow
 def test_cards_hold_on_rows_they_were_not_fitted_on(shared: Path) -> None:
     """On H100 products drawn afresh from the measurements, the bundled card's median error is below 11 % per group."""

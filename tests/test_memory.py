@@ -8,11 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from estimator.catalogue.engines import load_engine
+from estimator.catalogue.gpus import load_gpu
 from estimator.catalogue.models import load_model, model_ids
 from estimator.dtypes import Dtypes, WeightDtype
 from estimator.errors import BestServeError
 from estimator.hardware import Gpu
-from estimator.instance import EngineLimits
+from estimator.instance import BLOCK_TOKENS, EngineLimits
 from estimator.memory import (
     MemoryPolicy,
     activation_bytes,
@@ -272,3 +274,33 @@ def test_more_gpus_hold_fewer_bytes_each(model_id: str, degree: int, axis: str) 
     few, many = Parallelism(**{axis: degree}), Parallelism(**{axis: 2 * degree})
     assert weight_bytes_per_gpu(model, many, FP8) < weight_bytes_per_gpu(model, few, FP8)
     assert kv_bytes_per_token_per_gpu(model, many, FP8) <= kv_bytes_per_token_per_gpu(model, few, FP8)
+
+
+@pytest.mark.parametrize(
+    ("model", "engine", "utilisation", "tp", "tokens"),
+    [
+        # sgl-project/sglang and vllm-project/vllm issue 21348 (2025-07-22), 4 H100
+        ("Qwen/Qwen3-235B-A22B", "sglang", 0.93, 4, 367_404),
+        # vllm-project/vllm pull request 12569 (2025-01-30): 1,381 blocks of Llama-3.1-70B in 8 bits on one GPU of 80 GB
+        ("meta-llama/Llama-3.1-70B", "vllm", 0.98, 1, 1381 * 16),
+    ],
+)
+def test_blocks_are_those_that_engines_print(model: str, engine: str, utilisation: float, tp: int, tokens: int) -> None:
+    """The KV cache that engines logged (8-bit weights) is met within 2 % of the GPU's memory, 12 % of that cache."""
+    card, shape = load_engine(engine), load_model(model)
+    limits = EngineLimits(max_num_batched_tokens=2048, max_num_seqs=256) if engine == "vllm" else card.limits
+    dtypes, parallelism = Dtypes(weight="fp8"), Parallelism(tp=tp)
+    policy = replace(card.memory, utilisation_frac=utilisation)
+    gpu = load_gpu("h100_sxm")
+    blocks = num_kv_blocks(shape, gpu, parallelism, dtypes=dtypes, limits=limits, policy=policy)
+    assert isinstance(blocks, int)
+    assert pytest.approx(tokens, rel=0.12) == BLOCK_TOKENS * blocks
+    per_token = kv_bytes_per_token_per_gpu(shape, parallelism, dtypes)
+    assert abs(BLOCK_TOKENS * blocks - tokens) * per_token < 0.02 * gpu.memory_bytes
+
+
+def test_sparse_attention_holds_what_sglang_prints() -> None:
+    """DeepSeek-V3.2 with an fp8 cache: 975,424 tokens in 43.67 GiB, index keys included (sglang pull request 11309)."""
+    per_token = kv_bytes_per_token(load_model("deepseek-ai/DeepSeek-V3.2"), "fp8")
+    assert per_token == 61 * (512 + 16 + 128 + 128 + 4)
+    assert per_token * 975_424 / 2**30 == pytest.approx(43.67, abs=0.01)
