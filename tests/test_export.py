@@ -470,17 +470,25 @@ def test_weights_come_from_the_model_itself_where_they_can(model: str, weights: 
     """Published formats are served as they are, bf16 can be quantised to fp8 while loading."""
     from estimator.catalogue.models import load_model
 
-    assert checkpoint_of(model, load_model(model), weights) == Checkpoint(path=model, online_fp8=online)
+    assert checkpoint_of(model, load_model(model), weights, engine="vllm") == Checkpoint(path=model, online_fp8=online)
 
 
-@pytest.mark.parametrize(("model", "weights"), [("Qwen/Qwen3-32B", "int4"), ("deepseek-ai/DeepSeek-V3", "bf16")])
-def test_weights_that_nobody_published_must_be_named(model: str, weights: Any) -> None:
+@pytest.mark.parametrize(
+    ("model", "weights", "engine"),
+    [
+        ("Qwen/Qwen3-32B", "int4", "vllm"),
+        ("deepseek-ai/DeepSeek-V3", "bf16", "sglang"),
+        ("Qwen/Qwen3-32B", "fp8", "trtllm"),
+    ],
+)
+def test_weights_that_nobody_published_must_be_named(model: str, weights: Any, engine: str) -> None:
     """Another format needs --checkpoint, which is then served without any flag of ours."""
     from estimator.catalogue.models import load_model
 
-    with pytest.raises(BestServeError, match=rf"checkpoint.*plan serves {weights} weights; accepted: --checkpoint"):
-        checkpoint_of(model, load_model(model), weights)
-    assert checkpoint_of(model, load_model(model), weights, given="org/awq") == Checkpoint(path="org/awq")
+    with pytest.raises(BestServeError, match=rf"checkpoint.*plan serves {weights} weights on {engine}; accepted: --"):
+        checkpoint_of(model, load_model(model), weights, engine=engine)
+    given = checkpoint_of(model, load_model(model), weights, engine=engine, given="org/awq")
+    assert given == Checkpoint(path="org/awq")
 
 
 def test_trace_is_the_planned_load(quick: Spec) -> None:

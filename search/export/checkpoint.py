@@ -16,6 +16,8 @@ PUBLISHED_FP8 = (
     "MiniMaxAI/MiniMax-M2",
 )  # checkpoints whose `config.json` says quant_method fp8 on Hugging Face (read 2026-11-25); prefixes of the ids
 
+QUANTISE_WHILE_LOADING = ("vllm", "sglang")  # both: --quantization fp8 on bf16 weights
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
@@ -25,8 +27,10 @@ class Checkpoint:
     online_fp8: bool = False
 
 
-def checkpoint_of(model_id: str, model: ModelShape, weights: WeightDtype, *, given: str | None = None) -> Checkpoint:
-    """The checkpoint to serve: `given` as it is, else the model's own where its format can be had from it.
+def checkpoint_of(
+    model_id: str, model: ModelShape, weights: WeightDtype, *, engine: str, given: str | None = None
+) -> Checkpoint:
+    """The checkpoint to serve: `given` as it is, else the model's own where the engine can have the format from it.
 
     Raises `BestServeError` where the planned format needs a quantised checkpoint that nobody named.
     """
@@ -36,12 +40,12 @@ def checkpoint_of(model_id: str, model: ModelShape, weights: WeightDtype, *, giv
     published = published_dtype(model)
     if weights == published:
         return Checkpoint(path=path)
-    if weights == "fp8" and published == "bf16":
+    if weights == "fp8" and published == "bf16" and engine in QUANTISE_WHILE_LOADING:
         return Checkpoint(path=path, online_fp8=True)
     raise BestServeError(
         "checkpoint",
         None,
-        f"must be given, {path} is published in {published} and the plan serves {weights} weights",
+        f"must be given, {path} is published in {published} and the plan serves {weights} weights on {engine}",
         f"--checkpoint ORG/NAME of a {weights} checkpoint",
     )
 

@@ -153,7 +153,9 @@ def deployment_of(strategy: Strategy, spec: Spec, problem: Problem, *, checkpoin
         run=spec.name,
         strategy=strategy,
         engine=problem.engine,
-        checkpoint=checkpoint_of(spec.model.id, problem.model, problem.weight_dtype, given=checkpoint),
+        checkpoint=checkpoint_of(
+            spec.model.id, problem.model, problem.weight_dtype, engine=spec.engine, given=checkpoint
+        ),
         kv_dtype=problem.kv_dtype,
         pools=tuple(
             PoolPlan(

@@ -118,8 +118,6 @@ def _trtllm(deployment: Deployment) -> str | None:
         degrees = pool.parallelism
         if degrees.dp > 1 and degrees.tp > 1:
             return f"TensorRT-LLM's attention data parallelism has tp = 1 within a rank, not {degrees.tp}"
-    if deployment.checkpoint.online_fp8:
-        return "TensorRT-LLM quantises nothing as it loads: name an fp8 checkpoint with --checkpoint"
     return None
 
 
