@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 SYMBOLS = {"USD": "$", "EUR": "€", "GBP": "£", "JPY": "¥", "CNY": "CN¥", "INR": "₹", "KRW": "₩"}
@@ -343,7 +343,7 @@ class Money:
     classes: tuple[ClassRow, ...] = ()
     penalties: tuple[PenaltyRow, ...] = ()
     num_simulated: int = 0
-    elapsed_s: float = 0.0
+    elapsed_s: float = field(default=0.0, compare=False)
 
     @property
     def symbol(self) -> str:
