@@ -19,6 +19,7 @@ from search.ledger import Ledger
 from search.money_view import LinkBreakEven, LinkRow
 from search.offer import Offer, best_offer
 from search.spec_money import LinkOptionSpec
+from spaces.problem import kv_medium
 
 if TYPE_CHECKING:
     from search.spec import Spec
@@ -54,8 +55,11 @@ def _option(option: str | LinkOptionSpec, known: dict[str, LinkCard], currency: 
 
 
 def link_rows(spec: Spec, ledger: Ledger) -> Iterator[LinkRow]:
-    """The link used, then each option, with the best disaggregated strategy that hands over on the network."""
+    """The NVLink domain, the network used, then each option, each with the best disaggregated strategy over it."""
+    inside = _best(ledger, (o for o in ledger.offers() if _medium(ledger, o) == "nvlink"))
     offer = _best_over_network(ledger)
+    if inside is not None:
+        yield _nvlink_row(ledger, inside)
     if offer is None:
         return
     per_gpu = ledger.tariff.network_usd_per_gpu_h
@@ -75,6 +79,25 @@ def link_rows(spec: Spec, ledger: Ledger) -> Iterator[LinkRow]:
     )
     for card in link_cards(spec):
         yield _row(ledger, offer, card, is_used=False)
+
+
+def _medium(ledger: Ledger, offer: Offer) -> str:
+    return kv_medium(ledger.problem.gpus, offer.strategy) if offer.strategy.is_disaggregated else ""
+
+
+def _nvlink_row(ledger: Ledger, offer: Offer) -> LinkRow:
+    """Both pools in one NVLink domain, whose price is the GPUs'."""
+    gpu = ledger.problem.gpu(offer.strategy.pools[0].gpu)
+    card = LinkCard(
+        id="NVLink domain",
+        kind="nvlink",
+        bytes_per_s=gpu.nvlink_bytes_per_s,
+        usd_per_gpu_h=0.0,
+        source=gpu.source,
+        date=gpu.date,
+        currency=ledger.tariff.currency,
+    )
+    return _row(ledger, offer, card, is_used=True)
 
 
 def _row(ledger: Ledger, offer: Offer, card: LinkCard, *, is_used: bool) -> LinkRow:

@@ -12,7 +12,8 @@ from estimator.catalogue.prices import PriceFile, load_prices, price_file_text, 
 from estimator.cost import DEFAULT_ORDER, PRICE_KINDS, PriceCard, default_cards
 from estimator.errors import BestServeError
 from search.edge import nearest_names
-from search.spec_money import PriceSpec
+from search.owning import ownership_of
+from search.spec_money import OwnershipSpec, PriceSpec
 
 if TYPE_CHECKING:
     from search.spec import Spec
@@ -67,6 +68,9 @@ def _choose(gpu: str, spec: Spec, file: PriceFile, known: Mapping[str, PriceCard
     asked = spec.prices.get(gpu)
     if isinstance(asked, PriceSpec):
         return _own_card(gpu, asked, spec.currency)
+    if asked == "owned" and (owned := ownership_of(spec, gpu)) is not None:
+        terms = spec.ownership or OwnershipSpec()
+        return owned[0].card(terms.utilisation)
     if isinstance(asked, str):
         return _named_card(gpu, asked, known, spec.currency)
     if gpu in file.chosen:

@@ -241,7 +241,7 @@ class Spec(Edge):
     gpus: Annotated[list[str | GpuSpec], Field(min_length=1)] = Field(description="names or described GPUs")
     prices: dict[str, str | PriceSpec] = Field(
         default_factory=dict,
-        description="per GPU, a price card's id, a kind such as spot, or {usd_per_gpu_h: …, source: …, date: …}",
+        description="per GPU, a card's id, a kind such as spot, owned (see ownership), or {usd_per_gpu_h: …, …}",
     )
     price_file: str | None = Field(
         default=None, description="a TOML file with [[price]] tables; its cards go before the bundled ones"

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from search.money_view import amount
 from search.offer import Offer
+from search.prices import old_card_warnings
 from search.terminal import print_rows
 
 if TYPE_CHECKING:
@@ -34,6 +36,8 @@ def print_repriced(found: Repriced, console: Console) -> None:
             highlight=False,
         )
     print_front(found.front, found.after, found.currency, console)
+    for warning in old_card_warnings((card for _, card in found.changed.values()), datetime.now(UTC).date()):
+        console.print(f"Warning: {warning}", style="yellow", highlight=False, markup=False)
     console.print(f"{found.num_evaluations} evaluations ranked again, none simulated.", style="dim", highlight=False)
 
 

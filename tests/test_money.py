@@ -17,12 +17,13 @@ from hypothesis import strategies as st
 
 from estimator.cost import PriceCard
 from search.insight_failures import cheapest_spare, less, resilience
-from search.insight_owning import buy_or_rent, ownership_of
+from search.insight_owning import buy_or_rent
 from search.insight_prices import price_tips, rate_tips
 from search.insight_why import why_not
 from search.ledger import Ledger
 from search.money_view import BuyOrRent, TippingPoint, amount
 from search.offer import Offer, best_offer, cheapest_front
+from search.owning import ownership_of
 from search.tariff import Tariff
 from spaces.space import Space
 from spaces.strategy import Strategy

@@ -136,6 +136,21 @@ def test_a_price_file_without_date_or_source_is_refused(tmp_path: Path, text: st
         read_price_file(tmp_path / "mine.toml")
 
 
+def test_planning_with_owned_gpus(tmp_path: Path) -> None:
+    """`owned` takes the cost of owning by the spec's terms: 1.8613 per GPU and hour for the worked node at 80 % use."""
+    server = {
+        "price": 300_000,
+        "kw_load_per_gpu": 1.37,
+        "kw_idle_per_gpu": 0.0,
+        "source": "quote",
+        "date": "2026-11-01",
+    }
+    terms = {"servers": {"h100_sxm": server}, "utilisation": 0.8}
+    card = price_book(spec_of(tmp_path, prices={"h100_sxm": "owned"}, ownership=terms)).chosen["h100_sxm"]
+    assert (card.kind, card.gpus_per_node, card.source) == ("owned", 8, "quote")
+    assert card.usd_per_gpu_h == pytest.approx(1.8613, abs=2e-4)
+
+
 def test_old_cards_are_told() -> None:
     """61 days warn and 60 do not; a month counts from its last day; text that is no date warns."""
     today = date(2026, 11, 25)
