@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from estimator.errors import BestServeError, require
-from search.commands import compare, schema
+from search.commands import compare, errors, schema
 from search.commands.export import export
 from search.commands.reprice import reprice
 from search.commands.space import space
@@ -242,6 +242,7 @@ def lengths(
 
 
 app.command(epilog=compare.EXAMPLE)(compare.compare)
+app.command(epilog=errors.EXAMPLE)(errors.errors)
 app.command(epilog=schema.EXAMPLE)(schema.schema)
 app.command(epilog="Example: bestserve export runs/quickstart --target vllm")(export)
 app.command(epilog="Example: bestserve verify runs/quickstart result-vllm.json")(verify)

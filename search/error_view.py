@@ -92,3 +92,33 @@ def _curves_used(problem: Problem, strategy: Strategy) -> dict[tuple[str, str, s
             block_scaled=problem.model.is_moe,
         )
     return used
+
+
+def run_error_line(problem: Problem, strategy: Strategy) -> str:
+    """How far whole runs like this one were from their prediction, and whether the fit had seen them."""
+    from estimator.catalogue.run_errors import load_run_errors
+    from estimator.run_errors import RunGroup
+    from search.view import gpu_label
+
+    card, engine, gpus = load_run_errors(), problem.engine.name, {pool.gpu for pool in strategy.pools}
+    asked = RunGroup(
+        engine=engine,
+        gpu=gpus.pop() if len(gpus) == 1 else "",
+        mode="disaggregated" if strategy.is_disaggregated else "collocated",
+        kind="experts" if problem.model.is_moe else "dense",
+    )
+    tpot, ttft = (card.find(asked, f"{metric}_mean_ms") for metric in ("tpot", "ttft"))
+    if tpot is None or ttft is None:
+        return "No whole run of this kind was measured."
+    group = tpot.group
+    alike = f"{group.mode} runs" + (f" of {group.engine}" if group.engine else "")
+    alike += f" on {gpu_label(group.gpu)}" if group.gpu else ""
+    alike += {"experts": " with mixtures of experts", "dense": " with dense models", "": ""}[group.kind]
+    missing = ""
+    if asked.gpu and not group.gpu:
+        missing = f"Too few {asked.mode} runs of {engine} on {gpu_label(asked.gpu)} were measured; "
+    seen = "predicted by a fit that had not seen them" if card.is_held_out else "which the fit has seen"
+    return (
+        f"{missing}{'o' if missing else 'O'}n {tpot.num_runs} measured {alike}, {seen}, "
+        f"mean TPOT was {tpot.median_frac:.0%} and mean TTFT {ttft.median_frac:.0%} off in the median."
+    )

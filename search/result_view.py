@@ -12,7 +12,7 @@ import pandas as pd
 
 from estimator.errors import BestServeError
 from search.assumptions import assumptions_of, question_line
-from search.error_view import known_errors
+from search.error_view import known_errors, run_error_line
 from search.insight import ledger_of, money_of
 from search.money_view import Money
 from search.reprice import run_evaluations
@@ -81,6 +81,7 @@ def read_view(folder: Path) -> View:
         is_complete=len(table) >= int(manifest["space_size"]),
         space_size=int(manifest["space_size"]),
         errors=known_errors(problem, Strategy.parse(best.strategy)) if best else (),
+        run_error=run_error_line(problem, Strategy.parse(best.strategy)) if best else "",
         assumptions=assumptions_of(spec, problem, best),
         command=str(manifest.get("command", "")),
         versions=manifest["versions"],

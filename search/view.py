@@ -137,6 +137,7 @@ class View:
     breakdown: tuple[OperatorTime, ...] = ()
     serving: Serving | None = None
     errors: tuple[KnownError, ...] = ()
+    run_error: str = ""
     assumptions: tuple[tuple[str, str], ...] = ()
     command: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
@@ -252,7 +253,8 @@ class View:
         off = f", kernel times {' to '.join(spread)} off in the median" if spread else ""
         near = best.low_req_s < self.demand_req_s <= best.goodput_req_s
         sampled = f"Goodput ±{margin:.1%} from sampling{', more than the headroom: it may just miss' if near else ''}."
-        return sampled, searched, f"{rests.get(best.tier, best.tier)}{off}."
+        rest = f"{rests.get(best.tier, best.tier)}{off}."
+        return (sampled, searched, rest, self.run_error) if self.run_error else (sampled, searched, rest)
 
     @property
     def bottleneck(self) -> str:
