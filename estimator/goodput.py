@@ -36,6 +36,8 @@ NUM_FINE = 20_000
 COARSE_STEP = 1.25
 COARSE_RATIO = 1.15
 NEAR = 0.75  # of the wanted width: an end this near to the expected answer is kept, and the other end put a width away
+SURE = 2.5  # widths: a bracket no wider than this is closed by a straight line
+FULL = 0.96  # of the estimate of capacity: where the search on all requests starts at most
 PAST = 0.4  # of the wanted width: how far past a farther expected answer a probe goes
 MAX_STEPS = 40
 LEAST_LOAD = 1e-4  # of the capacity: below it the SLO counts as never met
@@ -93,6 +95,7 @@ class Prober:
     slo: Slo
     seed: int
     unit_requests: Requests
+    capacity_req_s: float = math.inf
     num_simulated: int = 0
     probes: list[Probe] = field(default_factory=list)
 
@@ -252,6 +255,7 @@ def _coarse_bracket(prober: Prober) -> tuple[Probe, Probe] | Unstable:
     capacity_req_s = screen(prober.system, requests)
     num = max(NUM_COARSE, len(requests) // 8)
     guess = screen(prober.system, requests, prober.slo) or 0.1 * capacity_req_s
+    prober.capacity_req_s = guess
     probe = prober.at(0.7 * guess, num)
     low, high = (probe, None) if probe.excess <= 1.0 else (None, probe)
     step = COARSE_STEP
@@ -266,15 +270,16 @@ def _coarse_bracket(prober: Prober) -> tuple[Probe, Probe] | Unstable:
             return Unstable(reason=f"{target} fails at {100 * LEAST_LOAD:g} % of capacity", violation=probe.excess - 1)
         probe = prober.at(rate, num)
         low, high = (probe, high) if probe.excess <= 1.0 else (low, probe)
-        step = min(step * step, 4.0)
+        step = min(step * step, 4.0) if rate != guess else COARSE_STEP
     if low is None or high is None:
         raise RuntimeError(f"no bracket after {MAX_STEPS} steps from {guess:g} req/s")
     return _narrow(prober, low, high, COARSE_RATIO, num)
 
 
 def _narrow(prober: Prober, low: Probe, high: Probe, ratio: float, num: int) -> tuple[Probe, Probe]:
-    """Closes the bracket until high/low ≤ `ratio`.
+    """Closes the bracket until high/low ≤ `ratio`, or a straight line leaves little doubt that the answer is near.
 
+    Little doubt: the bracket is at most `SURE` widths wide, and the line puts the answer within half a width of `low`.
     False position in headroom over log rate; when one end moves twice in a row the other's headroom counts half
     (Illinois; Dowell and Jarratt, BIT 11, 1971), because latencies bend sharply where queues build up. An end that is
     near the expected answer stays, and the other is put just the wanted width away, so that a good guess ends the
@@ -286,6 +291,8 @@ def _narrow(prober: Prober, low: Probe, high: Probe, ratio: float, num: int) -> 
         if gap <= width * (1.0 + 1e-9):
             break
         step = gap * above / (above + below) if above + below > 0 else 0.5 * gap
+        if gap <= SURE * width and gap * _share(low, high) <= 0.5 * width:
+            break
         if step <= NEAR * width:
             step = width
         elif gap - step <= NEAR * width:
@@ -298,6 +305,12 @@ def _narrow(prober: Prober, low: Probe, high: Probe, ratio: float, num: int) -> 
             high, below = probe, -_headroom(probe)
             above, moved = above * (0.5 if moved < 0 else 1.0), -1
     return low, high
+
+
+def _share(low: Probe, high: Probe) -> float:
+    """Where between the two, as a share of the log of the rates, a straight line puts the answer."""
+    above, below = _headroom(low), -_headroom(high)
+    return above / (above + below) if above + below > 0 else 0.5
 
 
 def _headroom(probe: Probe) -> float:
@@ -325,7 +338,8 @@ def _fine_bracket(prober: Prober, coarse: tuple[Probe, Probe], precision: float)
     num, width = len(prober.unit_requests), math.log(1.0 + precision)
     prober.probes.clear()
     fall, longest = _fall(low, high), 3.0 * math.log(high.rate_req_s / low.rate_req_s)
-    probe = prober.at(low.rate_req_s * math.exp(min(_headroom(low) / fall, longest / 3.0)), num)
+    start = low.rate_req_s * math.exp(min(_headroom(low) / fall, longest / 3.0))
+    probe = prober.at(min(start, FULL * prober.capacity_req_s), num)  # short runs do not show how queues grow
     for _ in range(MAX_STEPS):
         kept = probe.excess <= 1.0
         distance = abs(_headroom(probe)) / fall
