@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from estimator.catalogue.timing import load_timing
 from estimator.dtypes import Dtypes, KvDtype, WeightDtype
-from estimator.engine import ADMISSION_SEQS, Engine, EngineCosts
+from estimator.engine import Engine, EngineCosts
 from estimator.errors import BestServeError
 from estimator.hardware import Gpu
 from estimator.instance import EngineLimits, Instance
@@ -50,21 +50,31 @@ Phase = Literal["decode", "mixed"]
 Bound = Literal["compute", "memory", "link", "host"]
 
 
-def step_cost(kernels: StepKernels, costs: EngineCosts, limits: EngineLimits, *, tokens_per_seq: int = 1) -> StepCost:
+def step_cost(
+    kernels: StepKernels,
+    costs: EngineCosts,
+    limits: EngineLimits,
+    *,
+    tokens_per_seq: int = 1,
+    asynchronous: bool = True,
+) -> StepCost:
     """The tables of one instance, indexed by sequences and by tokens; formulas in the module's docstring."""
     grid, q = kernels.tokens, tokens_per_seq
     seqs = np.arange(limits.max_num_seqs + 1, dtype=np.float64)
     tokens = np.arange(max(limits.max_num_batched_tokens, q * limits.max_num_seqs) + 1, dtype=np.float64)
-    body = _scaled(kernels.body_s, costs, grid)
-    head = np.interp(q * seqs, grid, _scaled(kernels.head_s, costs, grid)) + costs.host_s_per_seq * seqs
-    fixed = costs.layer_s * kernels.num_layers + costs.host_s
-    k_decode = costs.latent_attention_factor if kernels.is_latent else costs.decode_attention_factor
+    launches = costs.gemm_launch_s * kernels.num_gemms + costs.elementwise_launch_s * kernels.num_elementwise
+    launches += costs.expert_group_s * kernels.num_expert_groups
+    body = _scaled(kernels.body_s, costs, grid) + launches
+    host_s_per_seq = costs.host_s_per_seq + (0.0 if asynchronous else costs.sync_host_s_per_seq)
+    host_s = costs.host_s + (0.0 if asynchronous else costs.sync_host_s)
+    head = np.interp(q * seqs, grid, _scaled(kernels.head_s, costs, grid)) + host_s_per_seq * seqs
+    k_decode = costs.decode_attention_factor
     launch = np.interp(seqs, grid, k_decode * kernels.decode_launch_s)
     k_attention = costs.prefill_attention_factor * costs.prefill_factor
     mixed = costs.prefill_factor * body + k_attention * (kernels.prefill_launch_s + kernels.prefill_s_per_token * grid)
-    mixed += costs.prefill_layer_s * kernels.num_layers + costs.prefill_host_s
+    mixed = np.maximum(mixed, costs.prefill_layer_s * kernels.num_layers) + costs.prefill_host_s + host_s
     return StepCost(
-        decode_s=np.interp(q * seqs, grid, body) + head + launch + fixed,
+        decode_s=np.interp(q * seqs, grid, body) + head + launch + host_s,
         mixed_s=np.interp(tokens, grid, mixed),
         head_s=head,
         kv_read_s_per_token=np.interp(seqs, grid, k_decode * kernels.read_s_per_token),
@@ -79,12 +89,12 @@ def step_cost(kernels: StepKernels, costs: EngineCosts, limits: EngineLimits, *,
 def _scaled(parts: dict[Kind, FloatArray], costs: EngineCosts, grid: FloatArray) -> FloatArray:
     factors = {
         "gemm": costs.gemm_factor,
-        "block_gemm": costs.block_gemm_factor,
+        "block_gemm": costs.gemm_factor,
         "moe": costs.moe_factor,
-        "block_moe": costs.block_moe_factor,
-        "mxfp4_moe": costs.mxfp4_moe_factor,
+        "block_moe": costs.moe_factor,
+        "mxfp4_moe": costs.moe_factor,
         "link": costs.link_factor,
-        "elementwise": costs.elementwise_factor,
+        "elementwise": 1.0,
     }
     total = np.zeros_like(grid)
     for kind, seconds in parts.items():
@@ -108,6 +118,7 @@ def layout_kernels(
         num_layers=model.num_layers / parallelism.pp,
         power_law=engine.power_law_routing,
         block_scaled=model.is_moe,
+        pads_experts=engine.pads_experts,
     )
 
 
@@ -149,8 +160,7 @@ def instance_of(  # noqa: PLR0913  a layout has this many sides
     if isinstance(blocks, Infeasible):
         return blocks
     costs = engine.costs_on(gpu.architecture)
-    cost = step_cost(kernels, costs, limits)
-    step_s = float(cost.decode_s[min(ADMISSION_SEQS, limits.max_num_seqs)])
+    cost = step_cost(kernels, costs, limits, asynchronous=engine.asynchronous)
     return Instance(
         cost=cost,
         limits=limits,
@@ -158,7 +168,10 @@ def instance_of(  # noqa: PLR0913  a layout has this many sides
         gpu=gpu.name,
         num_kv_blocks=blocks,
         kv_bytes_per_token=kv_bytes_per_token(model, dtypes.kv),
-        request_overhead_s=costs.request_overhead_s + costs.admission_steps * step_s,
+        request_overhead_s=costs.request_overhead_s,
+        frontend_s=costs.frontend_s,
+        overhead_s_per_token=costs.overhead_s_per_token,
+        looks_ahead=engine.asynchronous,
         stage_transfer_s=float(kernels.transfer_s[0]),
         tier=_worst_tier(load_timing(gpu, engine.name)),
     )
@@ -193,7 +206,7 @@ def step_breakdown(  # noqa: PLR0913  a layout and a step have this many sides
     """A step by operator, longest first: decode of `num_seqs`, or with `prefill_tokens` of a fresh prompt a mixed step.
 
     The parts add up to `StepCost.decode_step_s` and `mixed_step_s` of the same instance: each is the step of a stage
-    that has this operator alone, and the host is what a stage without operators takes.
+    that has this operator alone, and the host is what is left of the whole step.
     """
     limits = EngineLimits(max_num_batched_tokens=max(num_seqs + prefill_tokens, 1), max_num_seqs=num_seqs + 1)
     grid = np.unique([1.0, *np.array([num_seqs, num_seqs + 1, num_seqs + prefill_tokens], dtype=np.float64)])
@@ -206,20 +219,21 @@ def step_breakdown(  # noqa: PLR0913  a layout and a step have this many sides
         kernels = step_kernels(
             chosen, timing, grid, num_layers=layers, power_law=engine.power_law_routing, block_scaled=blocks
         )
-        cost = step_cost(kernels, costs, limits)
+        cost = step_cost(kernels, costs, limits, asynchronous=engine.asynchronous)
         if prefill_tokens:
             return cost.mixed_step_s(num_seqs, cached_tokens, [(prefill_tokens, 0)], 1)
         return cost.decode_step_s(num_seqs, cached_tokens)
 
     phase: Phase = "mixed" if prefill_tokens else "decode"
-    overhead_s, empty_s = seconds_of((), num_layers), seconds_of((), 0.0)
+    whole_s, empty_s = seconds_of(operators, num_layers), seconds_of((), 0.0)
     alone = [(op, seconds_of((op,), 0.0) - empty_s) for op in operators]
     tokens = float(num_seqs + prefill_tokens)
     parts = [
         StepPart(operator=op.name, phase=phase, seconds=s, bound=bound_of(op, gpu, tokens, cached_tokens))
         for op, s in alone
     ]
-    parts.append(StepPart(operator="host", phase=phase, seconds=overhead_s, bound="host"))
+    host_s = whole_s - sum(s for _, s in alone)  # also what a layer takes longer to launch than to run
+    parts.append(StepPart(operator="host", phase=phase, seconds=host_s, bound="host"))
     return sorted(parts, key=lambda part: -part.seconds)
 
 

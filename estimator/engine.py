@@ -1,20 +1,24 @@
 """A serving engine as parameters: default limits, memory policy, scheduling, and the time its host code adds.
 
 The step of an engine is the kernels' time, scaled per kind of operator by what whole runs show beside lone kernels,
-plus time in which the GPU waits for the host:
+plus launches and time in which the GPU waits for the host:
 
-    step = Σ_kind k_kind · kernels_kind + l · num_layers + h + h_seq · sequences      (decode step, CUDA graph)
-    step = Σ_kind k_kind · kernels_kind + l_p · num_layers + h_p + h_seq · sequences  (step that holds prefill)
+    decode step (CUDA graph):  K + h + h_seq · sequences,  K = Σ_kind k_kind · kernels_kind
+                                   + λ_g · gemms + λ_e · elementwise + ε · layers of expert groups
+    step that holds prefill:   max(k_p · K, l_p · layers) + h_p + h + h_seq · sequences sampled
 
 | symbol | field of `EngineCosts` | unit |
 |---|---|---|
-| k_kind | `gemm_factor`, `decode_attention_factor`, `prefill_attention_factor`, `moe_factor`, ... | 1 |
-| k_prefill | `prefill_factor`, times all kernels of a step that holds prefill | 1 |
-| l, l_p | `layer_s`, `prefill_layer_s`: launch gaps and small kernels of a layer that no operator lists | s |
-| h, h_p | `host_s`, `prefill_host_s`: scheduling, input preparation, sampling, detokenisation of a step | s |
-| h_seq | `host_s_per_seq` | s |
-| o | `request_overhead_s`: HTTP, tokenisation, queue hand-over, once a request | s |
-| a | `admission_steps`: decode steps (of `ADMISSION_SEQS` sequences) before the scheduler sees a request | 1 |
+| k_kind | `gemm_factor`, `moe_factor`, `decode_attention_factor`, `prefill_attention_factor`, `link_factor` | 1 |
+| k_p | `prefill_factor`, times all kernels of a step that holds prefill | 1 |
+| λ_g, λ_e | `gemm_launch_s`, `elementwise_launch_s`: a matrix product's or small kernel's share of launches | s |
+| ε | `expert_group_s`: a layer of expert groups sorts tokens by group and joins unfused, once a layer | s |
+| h, h_seq | `host_s`, `host_s_per_seq`: host time of a step, of a sequence, that no overlap hides | s |
+| | `sync_host_s`, `sync_host_s_per_seq`: more of both where the scheduler waits for the step to end | s |
+| h_p | `prefill_host_s` | s |
+| l_p | `prefill_layer_s`: the host launches a layer no faster | s |
+| o, o_t | `request_overhead_s`, `overhead_s_per_token`: HTTP, tokenisation, queue hand-over, many at a time | s |
+| f | `frontend_s`: what the front end does for one request after another | s |
 
 The values live in `estimator/catalogue/engines.toml` (limits, memory, policy, bounds: written by hand with source and
 date) and `engines_fit.json` (costs: fitted on whole runs by `estimator.calibrate_runs`).
@@ -30,51 +34,53 @@ from estimator.instance import EngineLimits
 from estimator.memory import MemoryPolicy
 from estimator.system import CollocatedPolicy
 
-ADMISSION_SEQS = 16  # SGLang polls its queue every --scheduler-recv-interval steps; a step of a middling batch
 COST_BOUNDS: Mapping[str, tuple[float, float]] = {
-    "gemm_factor": (0.7, 1.6),
-    "block_gemm_factor": (0.2, 1.6),
+    "gemm_factor": (0.6, 1.6),
+    "moe_factor": (0.5, 2.0),
     "decode_attention_factor": (0.5, 2.0),
-    "latent_attention_factor": (0.3, 2.0),
-    "prefill_attention_factor": (0.5, 2.0),
-    "moe_factor": (0.4, 2.0),
-    "block_moe_factor": (0.4, 2.0),
-    "mxfp4_moe_factor": (0.2, 2.0),
+    "prefill_attention_factor": (0.3, 3.0),
     "link_factor": (0.3, 3.0),
-    "elementwise_factor": (0.1, 3.0),
-    "prefill_factor": (0.8, 2.0),
-    "layer_s": (0.0, 60e-6),
-    "prefill_layer_s": (0.0, 1e-3),
+    "prefill_factor": (0.6, 2.0),
+    "gemm_launch_s": (0.0, 10e-6),
+    "elementwise_launch_s": (0.0, 10e-6),
+    "expert_group_s": (0.0, 150e-6),
     "host_s": (0.0, 6e-3),
-    "prefill_host_s": (0.0, 20e-3),
-    "host_s_per_seq": (0.0, 100e-6),
-    "request_overhead_s": (0.0, 0.2),
-    "admission_steps": (0.0, 30.0),
+    "host_s_per_seq": (0.0, 60e-6),
+    "sync_host_s": (0.0, 6e-3),
+    "sync_host_s_per_seq": (0.0, 100e-6),
+    "prefill_layer_s": (0.0, 1.5e-3),
+    "prefill_host_s": (0.0, 30e-3),
+    "request_overhead_s": (0.0, 0.15),
+    "frontend_s": (0.0, 20e-3),
+    "overhead_s_per_token": (0.0, 10e-6),
 }  # wide enough for every engine, narrow enough that no fitted value stops meaning what it is called
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineCosts:
-    """Time an engine adds around and on top of its kernels; symbols and formula in the module's docstring."""
+    """Time an engine adds around and on top of its kernels; symbols and formula in the module's docstring.
 
-    gemm_factor: float = 1.0
-    block_gemm_factor: float = 1.0
-    decode_attention_factor: float = 1.0
-    latent_attention_factor: float = 1.0
-    prefill_attention_factor: float = 1.0
-    moe_factor: float = 1.0
-    block_moe_factor: float = 1.0
-    mxfp4_moe_factor: float = 1.0
-    link_factor: float = 1.0
-    elementwise_factor: float = 1.0
-    prefill_factor: float = 1.0
-    layer_s: float = 5e-6
-    prefill_layer_s: float = 10e-6
-    host_s: float = 1e-3
-    prefill_host_s: float = 2e-3
-    host_s_per_seq: float = 5e-6
-    request_overhead_s: float = 0.025
-    admission_steps: float = 0.0
+    Defaults: of an engine and architecture without measured runs, a round mean over those that have them (2026-11-25).
+    """
+
+    gemm_factor: float = 0.9
+    moe_factor: float = 0.95
+    decode_attention_factor: float = 0.95
+    prefill_attention_factor: float = 0.75
+    link_factor: float = 0.8
+    prefill_factor: float = 1.25
+    gemm_launch_s: float = 2e-6
+    elementwise_launch_s: float = 4e-6
+    expert_group_s: float = 15e-6
+    host_s: float = 0.5e-3
+    host_s_per_seq: float = 8e-6
+    sync_host_s: float = 0.7e-3
+    sync_host_s_per_seq: float = 28e-6
+    prefill_layer_s: float = 0.15e-3
+    prefill_host_s: float = 2.5e-3
+    request_overhead_s: float = 0.007
+    frontend_s: float = 1e-3
+    overhead_s_per_token: float = 1.5e-6
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -94,7 +100,8 @@ class Engine:
     """One serving engine at one version.
 
     `limits` and `memory`: its defaults. `power_law_routing`: expert load under expert parallelism follows a power law.
-    `costs` per GPU architecture, `""` for any other.
+    `asynchronous`: the next step is scheduled while this one runs. `pads_experts`: block-scaled fp8 experts fill a tile
+    of rows each, chosen or not. `costs` per GPU architecture, `""` for any other.
     """
 
     name: str
@@ -103,6 +110,8 @@ class Engine:
     limits: EngineLimits
     memory: MemoryPolicy
     power_law_routing: bool
+    asynchronous: bool
+    pads_experts: bool = False
     costs: Mapping[str, EngineCosts]
     source: str
     date: str

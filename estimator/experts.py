@@ -43,6 +43,7 @@ from estimator.roofline import (
 
 Routing = Literal["dealt", "uniform", "power_law"]
 SKEW = 1.01  # exponent of the power law that serving is taken to have; the measured ones are 1.01 and 1.2
+PADDED_ROWS = 128.0  # DeepGEMM's alignment of a group of rows (get_mk_alignment_for_contiguous_layout)
 TILE_ROWS = np.array([16.0, 32.0, 64.0, 128.0, 256.0])
 TILE_COLUMNS = np.array([64.0, 128.0, 256.0])
 QUANTILES = (np.arange(64) + 0.5) / 64
@@ -104,6 +105,13 @@ def expert_load(
     tiles = local[:, None] * np.stack([np.ceil(busy / size - 1e-9).mean(axis=1) for size in TILE_ROWS], axis=1)
     tiles = np.maximum(tiles, np.maximum(touched[:, None], rows[:, None] / TILE_ROWS))
     return ExpertLoad(tokens=tokens, touched=touched, rows=rows, tiles=tiles)
+
+
+def padded_load(layer: ExpertLayer) -> ExpertLoad:
+    """Load where each expert of this GPU multiplies a block of `PADDED_ROWS` rows, few of which hold tokens."""
+    local = np.atleast_1d(np.asarray(layer.experts_per_gpu, dtype=np.float64))
+    tiles = local[:, None] * np.ceil(PADDED_ROWS / TILE_ROWS)
+    return ExpertLoad(tokens=np.ones_like(local), touched=local, rows=local, tiles=tiles)
 
 
 def _busiest(chosen: FloatArray, local: FloatArray, sigmas: FloatArray) -> FloatArray:

@@ -43,6 +43,11 @@ class Instance:
     kv_bytes_per_token: float
     request_overhead_s: float = 0.0
     stage_transfer_s: float = 0.0
+    frontend_s: float = 0.0
+    overhead_s_per_token: float = 0.0
+    poll_steps: int = 1
+    wait_steps: int = 0
+    looks_ahead: bool = False
     shared_prefix_blocks: int = 0
     tier: str = "data_sheet"
 

@@ -2,7 +2,8 @@
 
 Three rules fill what a row leaves open:
 
-- number of requests of a closed loop: ten times its concurrency, as in every row that states it;
+- number of requests of a closed loop: fifteen times its concurrency (rows that state it have ten, but the TTFT of those
+  that do not says that the start-up burst weighs less in them);
 - a prefix-cached run cycles `unique_prompts` prompts: from the second round on all blocks but the last partial one are
   cached. The load generator runs a file's stages in rising order of rate, so that any but the lowest starts warm;
 - lengths are uniform whole numbers between the row's bounds, drawn with the run's seed.
@@ -11,6 +12,7 @@ Three rules fill what a row leaves open:
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,7 +25,7 @@ from estimator.instance import BLOCK_TOKENS
 from estimator.parallelism import Parallelism
 from estimator.requests import Requests
 
-REQUESTS_PER_SLOT = 10
+UNSTATED_REQUESTS_PER_SLOT = 15
 METRICS = tuple(
     f"{latency}_{statistic}_ms"
     for latency, statistics in (
@@ -72,6 +74,7 @@ class MeasuredRun:
     output_bounds: tuple[int, int]
     measured_ms: Mapping[str, float]
     note: str
+    engine_version: tuple[int, ...] | None = None
     highest_concurrency: int | None = None  # of its deployment, two pools only
 
     @property
@@ -157,6 +160,7 @@ def _run_of(row: Mapping[str, str], lowest_rate: Mapping[tuple[str, ...], float]
         model=row["model"],
         gpu=row["gpu"],
         engine=row["engine"],
+        engine_version=_version(row.get("engine_version", "")),
         weight_dtype=row["weight_dtype"],
         pools=_pools(row),
         max_num_batched_tokens=_whole(row, "max_num_batched_tokens"),
@@ -180,7 +184,7 @@ def _num_requests(row: Mapping[str, str], concurrency: int | None, rate: float |
     if stated is not None:
         return stated
     if concurrency is not None:
-        return REQUESTS_PER_SLOT * concurrency
+        return UNSTATED_REQUESTS_PER_SLOT * concurrency
     return max(1, round((rate or 0.0) * float(row["duration_s"])))
 
 
@@ -210,3 +214,9 @@ def _number(row: Mapping[str, str], column: str) -> float | None:
 def _whole(row: Mapping[str, str], column: str) -> int | None:
     number = _number(row, column)
     return None if number is None else round(number)
+
+
+def _version(text: str) -> tuple[int, ...] | None:
+    """Leading numbers of a release, (0, 12, 0) of "0.12.0"; None for a nightly build or none stated."""
+    found = re.match(r"(\d+)\.(\d+)\.?(\d+)?", text)
+    return None if found is None else tuple(int(part) for part in found.groups(default="0"))

@@ -19,21 +19,26 @@ from estimator.build import instance_of, layout_kernels
 from estimator.catalogue.engines import load_engine
 from estimator.catalogue.gpus import load_gpu
 from estimator.catalogue.models import load_model
+from estimator.catalogue.recipes import recipe_of
 from estimator.dtypes import Dtypes, KvDtype, WeightDtype
-from estimator.engine import Engine
+from estimator.engine import Engine, EngineCosts
 from estimator.instance import BLOCK_TOKENS, EngineLimits, Instance
 from estimator.latency import Percentiles, summarise
 from estimator.measured_runs import METRICS, MeasuredRun, PoolLayout
+from estimator.memory import num_kv_blocks
 from estimator.model import MoeFfn
 from estimator.outcome import Infeasible
 from estimator.parallelism import Parallelism
 from estimator.replay_pools import pools_system
+from estimator.requests import Requests
 from estimator.simulate import simulate
+from estimator.simulation import Simulation
 from estimator.stage import StepKernels
 from estimator.system import Collocated, System
 
 FALLBACK_REQUESTS = 4
 EXPERT_TILE = 128
+DEPLOYMENT_NOTE = "concurrency_ne_batch"  # of rows whose concurrency is not one instance's; how many there were is open
 SLOT_BOUND_ENGINE, SLOT_BOUND_SOURCE = "trtllm", "nvidia_internal_gap_analysis"
 
 
@@ -46,17 +51,52 @@ class Answer:
     relaxed: bool
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class PreparedPool:
+    """What an instance of the pool is made of, whatever the engine's costs."""
+
+    kernels: StepKernels
+    parallelism: Parallelism
+    limits: EngineLimits
+    dtypes: Dtypes
+    num_blocks: int
+    relaxed: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class PreparedRun:
+    """A run with its kernels timed, its memory fitted and its requests drawn; `replay` adds an engine's costs."""
+
+    run: MeasuredRun
+    engine: Engine
+    pools: tuple[PreparedPool, ...]
+    requests: Requests
+
+
+def prepare(run: MeasuredRun, engine: Engine | None = None) -> PreparedRun:
+    """Everything of the run that the engine's costs do not change; default engine: the bundled card."""
+    engine = _engine_of(run, engine or load_engine(run.engine))
+    pools = tuple(_prepared_pool(run, pool, engine) for pool in run.pools)
+    return PreparedRun(run=run, engine=engine, pools=pools, requests=run.requests())
+
+
+def replay(prepared: PreparedRun, costs: EngineCosts | None = None, *, hand_over_s: float | None = None) -> Simulation:
+    """The run simulated; `costs` of the engine, `hand_over_s` of two pools in the cards' place if given."""
+    run = prepared.run
+    engine = prepared.engine if costs is None else replace(prepared.engine, costs={"": costs})
+    instances = [_instance(run, pool, engine) for pool in prepared.pools]
+    return simulate(_system(run, instances, engine, hand_over_s), prepared.requests, concurrency=run.concurrency)
+
+
 def answer(run: MeasuredRun, engine: Engine | None = None, *, hand_over_s: float | None = None) -> Answer:
     """Simulate the run under `engine` (default: the bundled card); `hand_over_s` of two pools in the card's place."""
-    engine = engine or load_engine(run.engine)
-    pools = [pool_instance(run, pool, engine) for pool in run.pools]
-    system = _system(run, [instance for instance, _ in pools], engine, hand_over_s)
-    summary = summarise(simulate(system, run.requests(), concurrency=run.concurrency))
+    prepared = prepare(run, engine)
+    summary = summarise(replay(prepared, hand_over_s=hand_over_s))
     latency = {"ttft": summary.ttft, "tpot": summary.tpot, "e2e": summary.e2e}
     return Answer(
         latency_ms={metric: _statistic_ms(latency, metric) for metric in METRICS},
-        tier=pools[0][0].tier,
-        relaxed=any(relaxed for _, relaxed in pools),
+        tier=_instance(run, prepared.pools[0], prepared.engine).tier,
+        relaxed=any(pool.relaxed for pool in prepared.pools),
     )
 
 
@@ -67,50 +107,91 @@ def _statistic_ms(latency: dict[str, Percentiles], metric: str) -> float:
 
 def kv_dtype_of(run: MeasuredRun) -> KvDtype:
     """Format of the KV cache by the rule in the module's docstring."""
+    stated = recipe_of(run).kv_dtype
+    if stated is not None:
+        return stated
+    if run.source.endswith(SLOT_BOUND_SOURCE) and run.engine != SLOT_BOUND_ENGINE:
+        return "bf16"  # --kv-cache-dtype auto
     return "fp8" if run.weight_dtype in ("fp8", "fp4") else "bf16"
 
 
 def limits_of(run: MeasuredRun, engine: Engine) -> EngineLimits:
     """The row's limits, the engine's where it states none."""
-    max_num_seqs = run.max_num_seqs or engine.limits.max_num_seqs
+    recipe = recipe_of(run)
+    max_num_seqs = run.max_num_seqs or recipe.max_num_seqs or engine.limits.max_num_seqs
     if run.engine == SLOT_BOUND_ENGINE and run.source.endswith(SLOT_BOUND_SOURCE) and run.concurrency is not None:
         max_num_seqs = max(1, min(max_num_seqs, run.concurrency - 1))
     return EngineLimits(
-        max_num_batched_tokens=run.max_num_batched_tokens or engine.limits.max_num_batched_tokens,
+        max_num_batched_tokens=run.max_num_batched_tokens
+        or recipe.max_num_batched_tokens
+        or engine.limits.max_num_batched_tokens,
         max_num_seqs=max_num_seqs,
     )
 
 
-def pool_instance(run: MeasuredRun, pool: PoolLayout, engine: Engine) -> tuple[Instance, bool]:
-    """An instance of the pool, and whether its memory had to be relaxed."""
-    if run.memory_utilisation_frac is not None:
-        engine = replace(engine, memory=replace(engine.memory, utilisation_frac=run.memory_utilisation_frac))
-    instance = _build(run, pool, engine)
-    if isinstance(instance, Instance):
-        return instance, False
-    instance = _build(run, pool, replace(engine, memory=replace(engine.memory, utilisation_frac=1.0)))
-    if isinstance(instance, Infeasible):
-        longest = run.input_bounds[1] + run.output_bounds[1]
-        instance = _build(run, pool, engine, num_blocks=-(-FALLBACK_REQUESTS * longest // BLOCK_TOKENS))
-    assert isinstance(instance, Instance)  # its blocks were given
-    return instance, True
+def _engine_of(run: MeasuredRun, engine: Engine) -> Engine:
+    """The engine as the run started it."""
+    recipe = recipe_of(run)
+    engine = replace(engine, policy=recipe.policy or engine.policy)
+    share = run.memory_utilisation_frac or recipe.memory_utilisation_frac
+    if share is not None:
+        engine = replace(engine, memory=replace(engine.memory, utilisation_frac=share))
+    if _is_early_vllm(run):
+        engine = replace(engine, asynchronous=False, pads_experts=load_gpu(run.gpu).architecture == "hopper")
+    return engine
 
 
-def _build(run: MeasuredRun, pool: PoolLayout, engine: Engine, num_blocks: int | None = None) -> Instance | Infeasible:
+def _is_early_vllm(run: MeasuredRun) -> bool:
+    """Before 0.14 vLLM scheduled step by step, and ran block-scaled experts on Hopper through DeepGEMM's padded layout.
+
+    (Release notes of v0.14.0; fused_moe/deep_gemm_moe.py at v0.12.0.)
+    """
+    return run.engine == "vllm" and run.engine_version is not None and run.engine_version < (0, 14)
+
+
+def _prepared_pool(run: MeasuredRun, pool: PoolLayout, engine: Engine) -> PreparedPool:
     limits = limits_of(run, engine)
     dtypes = Dtypes(weight=_weight_dtype(run), kv=kv_dtype_of(run))
     parallelism = _possible(run.model, pool.parallelism)
-    kernels = _kernels(run.model, run.gpu, run.engine, parallelism, dtypes, limits)
-    return instance_of(
-        kernels,
-        load_model(run.model),
-        load_gpu(run.gpu),
-        engine,
+    blocks, relaxed = _blocks(run, parallelism, dtypes, limits, engine)
+    return PreparedPool(
+        kernels=_kernels(run.model, run.gpu, (run.engine, engine.pads_experts), parallelism, dtypes, limits),
         parallelism=parallelism,
         limits=limits,
         dtypes=dtypes,
-        num_blocks=num_blocks,
+        num_blocks=blocks,
+        relaxed=relaxed,
     )
+
+
+def _blocks(
+    run: MeasuredRun, parallelism: Parallelism, dtypes: Dtypes, limits: EngineLimits, engine: Engine
+) -> tuple[int, bool]:
+    """KV blocks, and whether memory had to be relaxed for them."""
+    model, gpu = load_model(run.model), load_gpu(run.gpu)
+    for share, relaxed in ((engine.memory.utilisation_frac, False), (1.0, True)):
+        policy = replace(engine.memory, utilisation_frac=share)
+        blocks = num_kv_blocks(model, gpu, parallelism, dtypes=dtypes, limits=limits, policy=policy)
+        if not isinstance(blocks, Infeasible):
+            return blocks, relaxed
+    longest = run.input_bounds[1] + run.output_bounds[1]
+    return -(-FALLBACK_REQUESTS * longest // BLOCK_TOKENS), True
+
+
+def _instance(run: MeasuredRun, pool: PreparedPool, engine: Engine) -> Instance:
+    recipe = recipe_of(run)
+    instance = instance_of(
+        pool.kernels,
+        load_model(run.model),
+        load_gpu(run.gpu),
+        engine,
+        parallelism=pool.parallelism,
+        limits=pool.limits,
+        dtypes=pool.dtypes,
+        num_blocks=pool.num_blocks,
+    )
+    assert isinstance(instance, Instance)  # its blocks were given
+    return replace(instance, poll_steps=recipe.poll_steps, wait_steps=recipe.wait_steps)
 
 
 def _possible(model: str, parallelism: Parallelism) -> Parallelism:
@@ -126,18 +207,30 @@ def _possible(model: str, parallelism: Parallelism) -> Parallelism:
 
 @lru_cache(maxsize=1024)
 def _kernels(
-    model: str, gpu: str, engine: str, parallelism: Parallelism, dtypes: Dtypes, limits: EngineLimits
+    model: str, gpu: str, kind: tuple[str, bool], parallelism: Parallelism, dtypes: Dtypes, limits: EngineLimits
 ) -> StepKernels:
     most_tokens = max(limits.max_num_batched_tokens, limits.max_num_seqs)
-    return layout_kernels(load_model(model), load_gpu(gpu), load_engine(engine), parallelism, dtypes, most_tokens)
+    engine = replace(load_engine(kind[0]), pads_experts=kind[1])
+    return layout_kernels(load_model(model), load_gpu(gpu), engine, parallelism, dtypes, most_tokens)
 
 
 def _weight_dtype(run: MeasuredRun) -> WeightDtype:
     return Dtypes(weight=run.weight_dtype).weight  # type: ignore[arg-type]  # checked by Dtypes itself
 
 
+def num_instances(run: MeasuredRun) -> int:
+    """Of a collocated run; where its concurrency is a whole deployment's, as many as fill an NVLink domain."""
+    if DEPLOYMENT_NOTE not in run.note:
+        return run.pools[0].num_instances
+    return max(run.pools[0].num_instances, load_gpu(run.gpu).nvlink_domain_gpus // run.pools[0].parallelism.num_gpus)
+
+
 def _system(run: MeasuredRun, instances: list[Instance], engine: Engine, hand_over_s: float | None) -> System:
     if len(instances) == 1:
-        return Collocated(instance=instances[0], num_instances=run.pools[0].num_instances, policy=engine.policy)
+        return Collocated(instance=instances[0], num_instances=num_instances(run), policy=engine.policy)
     prefill, decode = instances
+    mean_input = sum(run.input_bounds) / 2  # two pools know one overhead for all requests
+    prefill = replace(
+        prefill, request_overhead_s=prefill.request_overhead_s + prefill.overhead_s_per_token * mean_input
+    )
     return pools_system(run, prefill, decode, hand_over_s)

@@ -43,6 +43,7 @@ from estimator.timing import OperatorTiming
 FloatArray = NDArray[np.float64]
 Kind = Literal["gemm", "block_gemm", "moe", "block_moe", "mxfp4_moe", "link", "elementwise", "attention"]
 NVFP4_BYTES = WEIGHT_BYTES["fp4"]
+EXPERT_BLOCK = 128
 TokenOperator = Gemm | ExpertFfn | Elementwise | AllReduce | AllGather | AllToAll | StageTransfer
 
 
@@ -87,13 +88,18 @@ class StepKernels:
 
     `window_*` belong to windowed and top-k layers, which read at most `window_tokens` tokens a sequence.
     `is_latent`: attention reads one latent for all heads. `prefill_launch_s` once a mixed step of that many tokens,
-    `prefill_s_per_token` per new token.
+    `prefill_s_per_token` per new token. Matrix products and elementwise kernels of the body are timed without their
+    launches, which depend on how the engine launches them: `num_gemms` and `num_elementwise` count them.
+    `num_expert_groups`: layers whose experts are divided among groups of GPUs.
     """
 
     tokens: FloatArray
     num_layers: float
     body_s: dict[Kind, FloatArray] = field(default_factory=dict)
     head_s: dict[Kind, FloatArray] = field(default_factory=dict)
+    num_gemms: float = 0.0
+    num_elementwise: float = 0.0
+    num_expert_groups: float = 0.0
     decode_launch_s: FloatArray
     read_s_per_token: FloatArray
     window_read_s_per_token: FloatArray
@@ -124,7 +130,7 @@ class StepKernels:
             self.pair_s += count * prefill.s_per_pair
 
 
-def step_kernels(
+def step_kernels(  # noqa: PLR0913  what a stage runs, on what, how divided and in which formats
     operators: Iterable[Operator],
     timing: OperatorTiming,
     tokens: FloatArray,
@@ -132,8 +138,12 @@ def step_kernels(
     num_layers: float,
     power_law: bool,
     block_scaled: bool,
+    pads_experts: bool = False,
 ) -> StepKernels:
-    """Time every operator on the grid and add equal kinds up; `block_scaled`: fp8 weights are scaled in blocks."""
+    """Time every operator on the grid and add equal kinds up; `block_scaled`: fp8 weights are scaled in blocks.
+
+    `pads_experts`: every block-scaled expert fills a tile of rows, chosen or not.
+    """
     zeros = np.zeros_like(tokens)
     kernels = StepKernels(
         tokens=tokens,
@@ -156,11 +166,31 @@ def step_kernels(
             case _:
                 part = kernels.head_s if is_head(operator) else kernels.body_s
                 seconds = operator.count * token_s(
-                    operator, timing, tokens, power_law=power_law, block_scaled=block_scaled
+                    operator,
+                    timing,
+                    tokens,
+                    power_law=power_law,
+                    block_scaled=block_scaled,
+                    pads_experts=pads_experts,
                 )
                 kind = kind_of(operator, block_scaled=block_scaled)
+                if isinstance(operator, ExpertFfn) and operator.ep > 1:
+                    kernels.num_expert_groups += operator.count
+                if part is kernels.body_s and isinstance(operator, Gemm | Elementwise):
+                    seconds = seconds - operator.count * _launch_s(operator, timing, block_scaled=block_scaled)
+                    if isinstance(operator, Gemm):
+                        kernels.num_gemms += operator.count
+                    else:
+                        kernels.num_elementwise += operator.count
                 part[kind] = part.get(kind, zeros) + seconds
     return kernels
+
+
+def _launch_s(operator: Gemm | Elementwise, timing: OperatorTiming, *, block_scaled: bool) -> float:
+    """Launch inside the measured time of one call."""
+    if isinstance(operator, Gemm):
+        return timing.launch_s("gemm", kernel_dtype(operator, block_scaled=block_scaled))
+    return timing.launch_s("elementwise", "")
 
 
 def is_head(operator: Operator) -> bool:
@@ -188,6 +218,7 @@ def token_s(
     *,
     power_law: bool = False,
     block_scaled: bool = False,
+    pads_experts: bool = False,
 ) -> FloatArray:
     """Seconds per call of an operator whose time depends on the rank's tokens alone, (num_points,)."""
     match operator:
@@ -195,16 +226,28 @@ def token_s(
             dtype = kernel_dtype(operator, block_scaled=block_scaled)
             return timing.gemm_s(tokens, n=operator.n, k=operator.k, dtype=dtype)
         case ExpertFfn():
-            return timing.moe_s(
+            dtype = kernel_dtype(operator, block_scaled=block_scaled)
+            seconds = timing.moe_s(
                 tokens * operator.ranks,
                 hidden=operator.hidden,
                 intermediate=operator.intermediate,
                 num_experts=operator.num_experts,
                 experts_per_gpu=operator.experts_per_gpu,
                 top_k=operator.top_k,
-                dtype=kernel_dtype(operator, block_scaled=block_scaled),
+                dtype=dtype,
                 power_law=power_law,
             )
+            if pads_experts and dtype == "fp8_block" and operator.intermediate % EXPERT_BLOCK == 0:
+                padded_s = timing.padded_moe_s(
+                    hidden=operator.hidden,
+                    intermediate=operator.intermediate,
+                    num_experts=operator.num_experts,
+                    experts_per_gpu=operator.experts_per_gpu,
+                    top_k=operator.top_k,
+                    dtype=dtype,
+                )
+                seconds = np.maximum(seconds, padded_s)
+            return seconds
         case Elementwise():
             return timing.elementwise_s(operator.bytes(tokens))
         case AllReduce():

@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike
 
 from estimator.attention import DecodeCurve, DecodeLine, PrefillCurve, PrefillLine
 from estimator.collectives import CollectiveKind, LinkCurve, link_bytes_per_s, network_seconds
-from estimator.experts import ExpertCurve, ExpertLayer, expert_load
+from estimator.experts import ExpertCurve, ExpertLayer, expert_load, padded_load
 from estimator.hardware import Gpu
 from estimator.roofline import (
     ElementwiseCurve,
@@ -67,6 +67,12 @@ class OperatorTiming:
         shape = (_array(n), _array(k))
         return self._curve("gemm", dtype, GemmCurve).seconds(self.gpu, _array(m), *shape, dtype)
 
+    def launch_s(self, kind: Literal["gemm", "elementwise"], dtype: str) -> float:
+        """The part of every call that no shape changes."""
+        if kind == "gemm":
+            return self._curve("gemm", dtype, GemmCurve).launch_s
+        return ElementwiseCurve().launch_s
+
     def elementwise_s(self, num_bytes: ArrayLike) -> FloatArray:
         """A memory-bound kernel that reads and writes `num_bytes`."""
         return ElementwiseCurve().seconds(self.gpu, _array(num_bytes))
@@ -98,6 +104,19 @@ class OperatorTiming:
         order = np.argsort(counts)
         seconds[order] = np.maximum.accumulate(seconds[order])
         return np.asarray(seconds.reshape(np.shape(tokens)))
+
+    def padded_moe_s(
+        self, *, hidden: int, intermediate: int, num_experts: int, experts_per_gpu: float, top_k: int, dtype: str
+    ) -> float:
+        """The same at few tokens where every expert fills a block of rows, whether tokens chose it or not."""
+        layer = ExpertLayer(
+            hidden=hidden,
+            intermediate=intermediate,
+            num_experts=num_experts,
+            experts_per_gpu=experts_per_gpu,
+            top_k=top_k,
+        )
+        return float(self._curve("moe", dtype, ExpertCurve).seconds(self.gpu, padded_load(layer), layer, dtype)[0])
 
     def context_attention(
         self, *, num_heads: int, num_kv_heads: int, head_dim: int, window_tokens: int = 0, kv_dtype: str

@@ -14,6 +14,8 @@ import typer
 from estimator.errors import BestServeError, require
 from search.commands import compare, errors, schema
 from search.commands.export import export
+from search.commands.fit import EPILOG as FIT_EPILOG
+from search.commands.fit import fit
 from search.commands.reprice import reprice
 from search.commands.space import space
 from search.commands.verify import verify
@@ -165,14 +167,17 @@ def validate(
     measurements: Annotated[Path, typer.Argument(metavar="MEASUREMENTS.csv", help="Measured runs, one a row.")],
     peers: Annotated[Path | None, typer.Option(help="What other tools predicted for the same ids.")] = None,
     out: Annotated[Path | None, typer.Option(help="Write the predictions to this CSV.")] = None,
+    held_out: Annotated[bool, typer.Option("--held-out", help="Fit anew without each group (minutes).")] = False,
+    write_table: Annotated[Path | None, typer.Option(help="README whose table between markers to replace.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Predict measured runs and print the error by source and mode."""
+    """Predict measured runs and print the error by source and mode, and the regret of the layout decision."""
     from rich.markdown import Markdown
 
     from search.estimate import plain
     from search.validate import accuracy_table
     from search.validate import validate as run_validate
+    from search.validate import write_table as replace_table
 
     for path in (measurements, peers):
         require(
@@ -182,7 +187,9 @@ def validate(
             rule="does not exist",
             accepted="a CSV file",
         )
-    found = run_validate(measurements, predictions=out, peers=peers)
+    found = run_validate(measurements, predictions=out, peers=peers, held_out=held_out)
+    if write_table is not None:
+        replace_table(write_table, accuracy_table(found))
     if as_json:
         print_json(plain(found))
         return
@@ -245,6 +252,7 @@ app.command(epilog=compare.EXAMPLE)(compare.compare)
 app.command(epilog=errors.EXAMPLE)(errors.errors)
 app.command(epilog=schema.EXAMPLE)(schema.schema)
 app.command(epilog="Example: bestserve export runs/quickstart --target vllm")(export)
+app.command(epilog=FIT_EPILOG)(fit)
 app.command(epilog="Example: bestserve verify runs/quickstart result-vllm.json")(verify)
 app.command(epilog="Example: bestserve reprice runs/quickstart --prices mine.toml")(reprice)
 app.command(epilog="Example: bestserve whatif runs/quickstart --set traffic.rate=2x --set slo.tpot=30ms")(whatif)

@@ -7,19 +7,21 @@ tools' predictions on the same runs, and the regret of the layout decision.
 from __future__ import annotations
 
 import csv
-import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 
+import numpy as np
+
 from estimator.accuracy import DecisionRow, ErrorRow, Prediction, decision_row, error_rows
+from estimator.errors import require
 from estimator.measured_runs import METRICS, MeasuredRun, read_runs
 from estimator.replay import Answer, answer
+from search.fitting import Replayer, fitted, held_out_answers
 
 MIN_PARALLEL_RUNS = 200  # below, starting workers costs more than it saves
+MARKERS = ("<!-- validate: begin -->", "<!-- validate: end -->")
 SHOWN_METRICS = ("tpot_mean_ms", "ttft_mean_ms", "ttft_p99_ms", "e2e_mean_ms")
 
 
@@ -36,10 +38,15 @@ class Validation:
     tiers: Mapping[str, int]
 
 
-def validate(measurements: Path, *, predictions: Path | None = None, peers: Path | None = None) -> Validation:
-    """Answer every run of `measurements`; write `predictions` if a path is given; compare with a file of `peers`."""
+def validate(
+    measurements: Path, *, predictions: Path | None = None, peers: Path | None = None, held_out: bool = False
+) -> Validation:
+    """Answer every run of `measurements`; write `predictions` if a path is given; compare with a file of `peers`.
+
+    `held_out`: every run is answered by engine costs fitted, now, without its group (model × GPU × engine).
+    """
     runs = read_runs(measurements)
-    answers = answer_all(runs)
+    answers = _held_out(runs, measurements) if held_out else answer_all(runs, measurements)
     predicted = {run.id: found.latency_ms for run, found in zip(runs, answers, strict=True)}
     if predictions is not None:
         write_predictions(predictions, predicted)
@@ -57,21 +64,26 @@ def validate(measurements: Path, *, predictions: Path | None = None, peers: Path
     )
 
 
-def answer_all(runs: Sequence[MeasuredRun]) -> list[Answer]:
-    """Answers in the order of `runs`, on up to two processes; each takes every second run, so that loads are alike."""
-    num_workers = min(2, os.cpu_count() or 1)
-    if len(runs) < MIN_PARALLEL_RUNS or num_workers == 1:
-        return _answers(runs)
-    shares = [runs[start::num_workers] for start in range(num_workers)]
-    answers: list[Answer | None] = [None] * len(runs)
-    with ProcessPoolExecutor(num_workers, mp_context=get_context("spawn")) as pool:
-        for start, share in enumerate(pool.map(_answers, shares)):
-            answers[start::num_workers] = share
-    return [found for found in answers if found is not None]
+def answer_all(runs: Sequence[MeasuredRun], measurements: Path) -> list[Answer]:
+    """Answers in the order of `runs`, those of the file; many are shared out to two processes."""
+    if len(runs) < MIN_PARALLEL_RUNS:
+        return [answer(run) for run in runs]
+    with Replayer(measurements) as replayer:
+        return replayer.answers(np.arange(len(runs)))
 
 
-def _answers(runs: Iterable[MeasuredRun]) -> list[Answer]:
-    return [answer(run) for run in runs]
+def _held_out(runs: Sequence[MeasuredRun], measurements: Path) -> list[Answer]:
+    with Replayer(measurements) as replayer:
+        problem, full = fitted(runs, replayer)
+        return held_out_answers(runs, replayer, problem, full)[0]
+
+
+def write_table(path: Path, table: str) -> None:
+    """Replace what stands between the `MARKERS` of a README; `BestServeError` where they are missing."""
+    text = path.read_text(encoding="utf-8")
+    begin, end = text.find(MARKERS[0]), text.find(MARKERS[1])
+    require(0 <= begin < end, field=str(path), value="no markers", rule="must hold them", accepted=" … ".join(MARKERS))
+    path.write_text(text[: begin + len(MARKERS[0])] + "\n" + table + "\n" + text[end:], encoding="utf-8")
 
 
 def write_predictions(path: Path, predicted: Mapping[str, Prediction]) -> None:

@@ -56,6 +56,7 @@ def load_engine(name: str) -> Engine:
             share_of_free=card["share_of_free"],
         ),
         power_law_routing=card["power_law_routing"],
+        asynchronous=card["asynchronous"],
         costs={"": EngineCosts(), **costs},
         source=card["source"],
         date=card["date"],

@@ -29,7 +29,8 @@ Arrays, which every function takes in this order (flat, because a compiled call 
 | lane (lanes, ...) int | counters, M phases (`blocks`), heap of (last clock << 32) + request, sequences per mark |
 | work (lanes, ...) | cached tokens S, stage time and its growth per step, time of each mark |
 | job (num, 8) int | tokens to do and held, steps left, clock of joining or -1, neighbours, own blocks, cached prefix |
-| when (num, 6) | start, first token, finish, arrival, last token before an eviction, eviction, s |
+| when (num, 7) | start, first token, finish, arrival, last token before an eviction, eviction, visible, s |
+| look (instances, 4) | arrivals noticed until, steps since, steps that waiting prompts were held back, end of work |
 | sums (6,) | busy s, KV block·s, steps, evictions, evicted s, end s |
 | weights | histogram of token gaps |
 | tab | the tables D, H, b, b_w and M of `estimator.iteration`, one after the other |
@@ -74,7 +75,9 @@ CLOCK, NUM_RESIDENT, NUM_DECODING, USED, FIRST, LAST, PROMPT, NEXT_WAITING, LAST
 ACTIVE, TOKENS, STEPS, MARKS, PHASE = range(9, 14)
 CACHED, LINE, SLOPE, MARK_S = range(4)
 TODO, HELD, LEFT, JOINED, BEFORE, AFTER, OWN, SEEN = range(8)
-START, FIRST_TOKEN, FINISH, ARRIVAL, LAST_TOKEN, EVICTED = range(6)
+START, FIRST_TOKEN, FINISH, ARRIVAL, LAST_TOKEN, EVICTED, VISIBLE = range(7)
+HORIZON, SINCE_LOOK, HELD_STEPS, STOPPED = range(4)
+FULL_ENOUGH = 0.9  # of the token budget: batch_wait_max_tokens_ratio of the recipes that wait
 BUSY, HELD_TIME, NUM_STEPS, PREEMPTIONS, EVICTED_TIME, END = range(6)
 
 
@@ -107,6 +110,9 @@ class Rules(NamedTuple):
     mark_at: int
     num_rows: int
     longest_jump: int
+    poll_steps: int
+    wait_steps: int
+    looks_ahead: bool
 
 
 @njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
@@ -259,7 +265,7 @@ def _admit(lane, job, when, sums, at, i, t):
 
 
 @njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
-def _plan_lane(lane, work, job, when, sums, tab, r, at, t):
+def _plan_lane(lane, work, job, when, sums, tab, r, at, t, horizon):
     """Puts the lane's next step together: its tokens, decoding sequences, stage time and how often it may repeat."""
     chunked = r.policy == CHUNKED
     budget, taken, evicted = r.max_tokens, lane[at, USED], False
@@ -272,7 +278,7 @@ def _plan_lane(lane, work, job, when, sums, tab, r, at, t):
         fresh = i < 0
         if fresh:
             i = lane[at, NEXT_WAITING]
-            if i < 0 or evicted or not _has_seat(lane, r, at):
+            if i < 0 or evicted or when[i, VISIBLE] > horizon or not _has_seat(lane, r, at):
                 break
         new = min(job[i, TODO], budget)
         units = (job[i, HELD] + (new if chunked else job[i, TODO])) * r.units
@@ -389,19 +395,81 @@ def _jump(lane, work, tab, r, g, k, limit_s):
 
 
 @njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
-def _plan(lane, work, job, when, sums, tab, r, g, t):
-    """(steps, seconds) that instance g does next, from time t; no steps if it has nothing to do."""
+def _notice(lane, job, when, look, r, g, t):
+    """(time up to which arrivals take part in the next step of instance g, most decode steps before the next look)."""
+    first, num = g * r.dp * r.pp, r.dp * r.pp
+    resident = 0
+    for at in range(first, first + num):
+        resident += lane[at, NUM_RESIDENT]
+    if resident == 0 or look[g, STOPPED] < t:
+        look[g, HORIZON], look[g, SINCE_LOOK] = t, 0
+    horizon, most = look[g, HORIZON], MANY
+    if r.poll_steps > 1:
+        most = int(r.poll_steps - look[g, SINCE_LOOK])
+    if r.wait_steps > 0 and resident > 0 and look[g, HELD_STEPS] < r.wait_steps:
+        waiting = 0
+        for at in range(first, first + num):
+            i = lane[at, NEXT_WAITING]
+            while i >= 0 and when[i, VISIBLE] <= horizon and waiting < FULL_ENOUGH * r.max_tokens:
+                waiting += job[i, TODO]
+                i = job[i, AFTER]
+        if waiting > 0 and waiting < FULL_ENOUGH * r.max_tokens:
+            return -1.0, int(r.wait_steps - look[g, HELD_STEPS])
+    look[g, HELD_STEPS] = 0
+    return horizon, most
+
+
+@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
+def _look(lane, look, r, g, t, steps, start_s):
+    """Notes at t, the end of `steps` steps of instance g, which arrivals its next step may hold.
+
+    A scheduler that looks ahead has put that step together while the last one began.
+    """
+    prompts = 0
+    for at in range(g * r.dp * r.pp, (g + 1) * r.dp * r.pp):
+        prompts += lane[at, TOKENS]
+    look[g, SINCE_LOOK] += steps
+    look[g, HELD_STEPS] += steps
+    look[g, STOPPED] = t
+    if prompts > 0 or look[g, SINCE_LOOK] >= r.poll_steps:
+        look[g, SINCE_LOOK] = 0
+        look[g, HORIZON] = t - (t - start_s) / steps if r.looks_ahead else t
+
+
+@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
+def _release(when, visible, front, delay, i, free_s, t):
+    """Request i is sent at t; returns when the front end has done it."""
+    free_s = max(free_s, t) + front[i]
+    when[i, ARRIVAL] = t
+    visible[i] = max(visible[i - 1], free_s + delay[i])
+    when[i, VISIBLE] = visible[i]
+    return free_s
+
+
+@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
+def _plan(lane, work, job, when, sums, tab, r, g, t, horizon, most):
+    """(steps, seconds) that instance g does next, from time t; no steps if it has nothing to do.
+
+    Arrivals up to `horizon` take part; decode steps are at most `most`.
+    """
     num = r.dp * r.pp
-    k, mixed = MANY, False
+    k, mixed, unseen = MANY, False, False
     for at in range(g * num, (g + 1) * num):
         lane[at, STEPS], lane[at, ACTIVE], lane[at, TOKENS] = MANY, 0, 0
         if lane[at, NUM_RESIDENT] > 0 or lane[at, NEXT_WAITING] >= 0:
-            _plan_lane(lane, work, job, when, sums, tab, r, at, t)
+            _plan_lane(lane, work, job, when, sums, tab, r, at, t, horizon)
+            i = lane[at, NEXT_WAITING]
+            unseen = unseen or (i >= 0 and horizon >= 0 and when[i, VISIBLE] > horizon and _has_seat(lane, r, at))
             mixed = mixed or lane[at, TOKENS] > 0
             k = min(k, lane[at, STEPS])
     if mixed:
         return 1, _segment(lane, work, tab, r, g, 0)[0]
-    return (0, 0.0) if k == MANY else _jump(lane, work, tab, r, g, min(k, r.longest_jump), NEVER)
+    if k == MANY:
+        return 0, 0.0
+    most = min(most, r.longest_jump)
+    if unseen and r.poll_steps <= 1:
+        most = 1
+    return _jump(lane, work, tab, r, g, min(k, most), NEVER)
 
 
 @njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
@@ -514,16 +582,18 @@ def _first_end(tree):
 
 
 @njit(cache=True, error_model="numpy", _nrt=False)
-def run_instances(lane, work, job, when, sums, weights, tab, r, visible, fleet, draws):
+def run_instances(lane, work, job, when, sums, weights, tab, r, visible, front, delay, fleet, draws):
     """Runs all requests, visible at `visible` (num,) s, to their end; fills `when`, `sums` and `weights`.
 
-    `draws`: of `routing.router_draws`. In a closed loop `visible` and the arrivals are rewritten.
+    `front`, `delay` (num,) s: a front end takes requests one after another, `front` each, `delay` later they are
+    visible. `draws`: of `routing.router_draws`. In a closed loop `visible` and the arrivals are rewritten.
     """
     num, num_lanes = len(visible), r.dp * r.pp
-    tree, start_s, steps, outstanding, turns, idle, is_listed = fleet
+    tree, start_s, steps, outstanding, turns, idle, is_listed, look = fleet
     num_idle = 0
     released = num if r.concurrency == 0 else min(r.concurrency, num)
     come = 0
+    free_s = visible[released - 1] - delay[released - 1] if released > 0 else 0.0
     while True:
         t = min(tree[1], visible[come] if come < released else NEVER)
         if t == NEVER:
@@ -536,11 +606,12 @@ def run_instances(lane, work, job, when, sums, weights, tab, r, visible, fleet, 
             for at in range(g * num_lanes, (g + 1) * num_lanes):
                 ended += _end_lane(lane, work, job, when, weights, r, at, t)
             outstanding[g] -= ended
+            _look(lane, look, r, g, t, steps[g], start_s[g])
             sums[BUSY], sums[NUM_STEPS], sums[END] = sums[BUSY] + t - start_s[g], sums[NUM_STEPS] + steps[g], t
             steps[g] = 0
             if r.concurrency > 0:
                 for _ in range(min(ended, num - released)):
-                    when[released, ARRIVAL], visible[released] = t, t + r.overhead_s
+                    free_s = _release(when, visible, front, delay, released, free_s, t)
                     released += 1
             idle[num_idle], is_listed[g] = g, True
             num_idle += 1
@@ -554,17 +625,18 @@ def run_instances(lane, work, job, when, sums, weights, tab, r, visible, fleet, 
                 if steps[g] == 0 and not is_listed[g]:
                     idle[num_idle], is_listed[g] = g, True
                     num_idle += 1
-                elif steps[g] > 1 and not is_behind and _has_seat(lane, r, at):
+                elif steps[g] > 1 and r.poll_steps <= 1 and not is_behind and _has_seat(lane, r, at):
                     steps[g], span_s = _jump(lane, work, tab, r, g, steps[g], t - start_s[g])
                     _set_end(tree, g, start_s[g] + span_s)
             elif r.concurrency > 0 and released < num:
-                when[released, ARRIVAL], visible[released] = t, t + r.overhead_s
+                free_s = _release(when, visible, front, delay, released, free_s, t)
                 released += 1
             come += 1
         for m in range(num_idle):  # 3. steps begin
             g = idle[m]
             is_listed[g] = False
-            steps[g], span_s = _plan(lane, work, job, when, sums, tab, r, g, t)
+            horizon, most = _notice(lane, job, when, look, r, g, t)
+            steps[g], span_s = _plan(lane, work, job, when, sums, tab, r, g, t, horizon, most)
             if steps[g] > 0:
                 start_s[g] = t
                 _set_end(tree, g, t + span_s)

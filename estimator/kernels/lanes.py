@@ -29,7 +29,9 @@ from estimator.kernels.collocated import (
     PHASE,
     SEEN,
     START,
+    STOPPED,
     TODO,
+    VISIBLE,
     Rules,
     run_instances,
 )
@@ -43,12 +45,19 @@ IntArray = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Jobs:
-    """What a pool is asked, (num,) each: when visible, tokens to compute, cached tokens, decode steps."""
+    """What a pool is asked, (num,) each: when visible, tokens to compute, cached tokens, decode steps.
+
+    When sent, what the front end takes for it alone and how much later it is visible; without them a request is visible
+    the instance's overhead after it was sent.
+    """
 
     visible_s: FloatArray
     prompt_tokens: IntArray
     cached_tokens: IntArray
     decode_steps: IntArray
+    sent_s: FloatArray | None = None
+    front_s: FloatArray | None = None
+    delay_s: FloatArray | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -100,23 +109,28 @@ def run_pool(pool: Pool, jobs: Jobs, weights: FloatArray, *, concurrency: int | 
     lane = np.zeros((lanes, rules.mark_at + num_marks), np.int64)
     lane[:, FIRST : LAST_WAITING + 1] = -1  # no request
     work = np.zeros((lanes, MARK_S + num_marks))
-    when, sums = np.full((num, 6), np.nan), np.zeros(6)
-    when[:, ARRIVAL] = jobs.visible_s - rules.overhead_s
+    when, sums = np.full((num, VISIBLE + 1), np.nan), np.zeros(6)
+    delay_s = np.full(num, rules.overhead_s) if jobs.delay_s is None else jobs.delay_s
+    front_s = np.zeros(num) if jobs.front_s is None else jobs.front_s
+    when[:, ARRIVAL] = jobs.visible_s - delay_s if jobs.sent_s is None else jobs.sent_s
+    when[:, VISIBLE] = jobs.visible_s
     draws = router_draws(pool.router, num, pool.seed)
     visible_s = jobs.visible_s.copy()
     tables = _tables(pool.instance)
-    run_instances(
-        lane, work, _columns(jobs), when, sums, weights, tables, rules, visible_s, _fleet(pool.num_instances), draws
-    )
+    fleet = _fleet(pool.num_instances)
+    columns = _columns(jobs)
+    run_instances(lane, work, columns, when, sums, weights, tables, rules, visible_s, front_s, delay_s, fleet, draws)
     arrival, start, first, finish = (when[:, column].copy() for column in (ARRIVAL, START, FIRST_TOKEN, FINISH))
     integrals = _integrals(pool, arrival, start, finish, sums)
     return PoolRun(arrival_s=arrival, start_s=start, first_s=first, finish_s=finish, integrals=integrals)
 
 
 def _fleet(num: int) -> tuple[NDArray[Any], ...]:
-    """Per instance: tree of step ends, start and steps of the running step, held, next lane, list of the idle."""
+    """Per instance: tree of step ends, start and steps of the running step, held, next lane, the idle, looks."""
     half = 1 << (num - 1).bit_length()
     none = np.zeros(num, np.int64)
+    look = np.zeros((num, STOPPED + 1))
+    look[:, STOPPED] = -1.0  # never worked
     return (
         np.full(2 * half, NEVER),
         np.zeros(num),
@@ -125,6 +139,7 @@ def _fleet(num: int) -> tuple[NDArray[Any], ...]:
         none.copy(),
         none.copy(),
         np.zeros(num, np.bool_),
+        look,
     )
 
 
@@ -174,6 +189,9 @@ def _rules(pool: Pool, concurrency: int) -> Rules:
         mark_at=PHASE + block + seats,
         num_rows=len(cost.decode_s),
         longest_jump=pool.longest_jump,
+        poll_steps=pool.instance.poll_steps,
+        wait_steps=pool.instance.wait_steps,
+        looks_ahead=pool.instance.looks_ahead,
     )
 
 

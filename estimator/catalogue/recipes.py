@@ -1,0 +1,105 @@
+"""Launch recipes of published benchmarks: what `recipes.toml` knows of a measured run that its row leaves open."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.resources import files
+from typing import Any, Literal
+
+from estimator.catalogue.gpus import load_gpu
+from estimator.catalogue.models import load_model
+from estimator.dtypes import KvDtype
+from estimator.errors import require
+from estimator.measured_runs import MeasuredRun
+from estimator.model import GatedDeltaNet, LatentAttention, ModelShape, MoeFfn
+from estimator.system import CollocatedPolicy
+
+Family = Literal["dense", "moe", "mxfp4", "latent", "sparse", "hybrid"]
+LEAST_CHUNK_TOKENS = 2048  # vLLM's SchedulerConfig.DEFAULT_MAX_NUM_BATCHED_TOKENS
+BUSY_CONCURRENCY = 16  # from here the scripts let the scheduler look at its queue less often
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """Settings of one run; None = the engine's default."""
+
+    kv_dtype: KvDtype | None = None
+    max_num_batched_tokens: int | None = None
+    max_num_seqs: int | None = None
+    memory_utilisation_frac: float | None = None
+    policy: CollocatedPolicy | None = None
+    poll_steps: int = 1
+    wait_steps: int = 0
+
+
+def family_of(model: ModelShape) -> Family:
+    """The kind of attention and experts that recipes tell apart."""
+    attentions = [group.attention for group in model.layers]
+    latent = [attention for attention in attentions if isinstance(attention, LatentAttention)]
+    if latent:
+        return "sparse" if any(attention.index_topk for attention in latent) else "latent"
+    if any(isinstance(attention, GatedDeltaNet) for attention in attentions):
+        return "hybrid"
+    if model.expert_quantization is not None and model.expert_quantization.dtype == "fp4":
+        return "mxfp4"
+    return "moe" if any(isinstance(group.ffn, MoeFfn) for group in model.layers) else "dense"
+
+
+@lru_cache(maxsize=1)
+def _recipes() -> list[dict[str, Any]]:
+    card = tomllib.loads(files("estimator.catalogue").joinpath("recipes.toml").read_text(encoding="utf-8"))
+    for name in ("source", "date"):
+        require(
+            bool(card.get(name)), field=f"recipes.{name}", value=card.get(name), rule="must be given", accepted="text"
+        )
+    recipes: list[dict[str, Any]] = card["recipe"]
+    return recipes
+
+
+@lru_cache(maxsize=4096)
+def _found(key: tuple[Any, ...]) -> dict[str, Any]:
+    names = ("source", "mode", "engine", "version", "architecture", "isl", "osl", "family", "weight", "tp")
+    return next((entry for entry in _recipes() if _fits(entry, dict(zip(names, key, strict=True)))), {})
+
+
+def recipe_of(run: MeasuredRun) -> Recipe:
+    """The first recipe whose conditions the run meets, or defaults."""
+    found = _found(
+        (
+            run.source,
+            run.mode,
+            run.engine,
+            run.engine_version or (),
+            load_gpu(run.gpu).architecture,
+            run.input_bounds[1],
+            run.output_bounds[1],
+            family_of(load_model(run.model)),
+            run.weight_dtype,
+            run.pools[0].parallelism.tp,
+        )
+    )
+    max_num_seqs = found.get("max_num_seqs")
+    tokens = found.get("max_num_batched_tokens")
+    if "chunk_isl" in found:
+        tokens = max(LEAST_CHUNK_TOKENS, found["chunk_isl"] * run.input_bounds[1] + (run.concurrency or 0))
+    return Recipe(
+        kv_dtype=found.get("kv"),
+        max_num_batched_tokens=tokens,
+        max_num_seqs=run.concurrency if max_num_seqs == 0 else max_num_seqs,
+        memory_utilisation_frac=found.get("memory_utilisation_frac"),
+        policy=found.get("policy"),
+        poll_steps=found.get("poll_steps", [1, 1])[(run.concurrency or 0) >= BUSY_CONCURRENCY],
+        wait_steps=found.get("wait_steps", 0),
+    )
+
+
+def _fits(entry: dict[str, Any], facts: dict[str, Any]) -> bool:
+    return (
+        entry["source"] in facts["source"]
+        and facts["mode"] == "collocated"
+        and facts["version"] >= tuple(entry.get("since", ()))
+        and all(entry[name] == facts[name] for name in ("engine", "architecture", "isl", "osl") if name in entry)
+        and all(facts[name] in entry[name] for name in ("family", "weight", "tp") if name in entry)
+    )

@@ -1,0 +1,137 @@
+"""Engine costs fitted on runs: the parametrisation, recovery of known costs, and leaving a group out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from estimator.calibrate_runs import (
+    NAMES,
+    Design,
+    Fit,
+    FloatArray,
+    IntArray,
+    Key,
+    Problem,
+    costs_at,
+    fit,
+    gauss_newton_step,
+    key_of,
+    latencies_ms,
+    position_of,
+    shifts_without,
+)
+from estimator.catalogue.engines import load_engine
+from estimator.catalogue.models import load_model
+from estimator.catalogue.recipes import family_of, recipe_of
+from estimator.engine import COST_BOUNDS, EngineCosts
+from estimator.measured_runs import MeasuredRun, read_runs
+from estimator.replay import kv_dtype_of, limits_of, prepare
+
+
+@pytest.fixture(scope="module")
+def runs(shared: Path) -> list[MeasuredRun]:
+    """Every measured run."""
+    return read_runs(shared / "measured" / "measurements.csv")
+
+
+@given(st.lists(st.floats(-50, 50), min_size=len(NAMES), max_size=len(NAMES)))
+def test_any_position_is_within_the_bounds(position: list[float]) -> None:
+    """Whatever z the fit tries, costs are legal: the logistic function cannot leave its interval."""
+    costs = costs_at(np.array(position))
+    assert all(COST_BOUNDS[f.name][0] <= getattr(costs, f.name) <= COST_BOUNDS[f.name][1] for f in fields(costs))
+
+
+def test_position_and_costs_are_inverse() -> None:
+    """costs_at undoes position_of."""
+    found = costs_at(position_of(EngineCosts()))
+    for name in NAMES:
+        assert getattr(found, name) == pytest.approx(getattr(EngineCosts(), name), rel=1e-9), name
+
+
+def test_shifts_add_up_over_all_engine_and_architecture() -> None:
+    """z of (vllm, hopper) is the default plus the shift of all, of vllm and of (vllm, hopper), and of no other."""
+    design = Design.of([("vllm", "hopper"), ("vllm", "blackwell"), ("sglang", "hopper")])
+    shifts = np.zeros((design.matrix.shape[1], len(NAMES)))
+    shifts[:, 0] = 2.0 ** np.arange(len(shifts))
+    moved = design.positions(shifts)[:, 0] - position_of(EngineCosts())[0]
+    # order: all, sglang, vllm, (sglang, hopper), (vllm, blackwell), (vllm, hopper)
+    np.testing.assert_allclose(moved, [1 + 2 + 8, 1 + 4 + 16, 1 + 4 + 32])
+
+
+def small_problem(runs: list[MeasuredRun], truth: EngineCosts | None = None) -> Problem:
+    """Every twelfth short closed-loop run of Hopper GPUs, answered by `truth` if given."""
+    chosen = [r for r in runs if r.mode == "collocated" and r.concurrency and r.concurrency <= 32]
+    chosen = [r for r in chosen if key_of(r)[1] == "hopper"][::12]
+    prepared = [prepare(run) for run in chosen]
+
+    def simulate(index: IntArray, costs: Mapping[Key, EngineCosts]) -> FloatArray:
+        return latencies_ms([prepared[i] for i in index], costs)
+
+    problem = Problem.of(chosen, simulate)
+    if truth is None:
+        return problem
+    everything = np.arange(len(chosen))
+    return replace(problem, measured=simulate(everything, dict.fromkeys(problem.design.keys, truth)))
+
+
+@pytest.mark.shared
+def test_a_fit_gives_back_the_costs_that_made_the_runs(runs: list[MeasuredRun]) -> None:
+    """On runs simulated with known costs the fit comes from over 3 % of TPOT to 1 %, and of TTFT to 3 % (medians)."""
+    truth = EngineCosts(gemm_factor=0.85, host_s=1.5e-3, prefill_factor=1.25, moe_factor=0.9, request_overhead_s=0.012)
+    problem = small_problem(runs, truth)
+    before = problem.predict(np.arange(len(problem.keys)), np.zeros_like(problem.design.std))
+    after = fit(problem, num_iterations=4).predicted
+    error = [np.median(np.abs(predicted / problem.measured - 1), axis=0) for predicted in (before, after)]
+    assert error[0][0] > 0.03
+    assert error[1][0] < 0.01
+    assert error[1][1] < 0.03
+
+
+@pytest.mark.shared
+def test_leaving_a_group_out_is_like_a_fit_without_it(runs: list[MeasuredRun]) -> None:
+    """The chord method's costs predict a held-out group within 3 % of those of a full refit without it."""
+    problem = small_problem(runs)
+    full = fit(problem, num_iterations=5)
+    sizes = {group: sum(other == group for other in problem.groups) for group in problem.groups}
+    group = max(sizes, key=lambda one: sizes[one])
+    keep = np.array([other != group for other in problem.groups])
+    refit: Fit = full
+    for _ in range(4):
+        refit = replace(refit, slopes=problem.slopes(refit.shifts, refit.predicted))
+        shifts = gauss_newton_step(problem, refit, keep)
+        refit = replace(refit, shifts=shifts, predicted=problem.predict(np.arange(len(keep)), shifts))
+    held = np.flatnonzero(~keep)
+    short = problem.predict(held, shifts_without(problem, full, group))
+    assert np.median(np.abs(short / refit.predicted[held] - 1)) < 0.03
+
+
+def test_recipes_fill_what_rows_leave_open(runs: list[MeasuredRun]) -> None:
+    """An InferenceMAX run of gpt-oss under TensorRT-LLM takes the script's 20,000 tokens and 512 sequences; on Hopper
+    its cache stays bf16, on Blackwell fp8 (gptoss_fp4_h200_trt.sh, gptoss_fp4_b200_trt.sh)."""
+    mine = [r for r in runs if r.model.endswith("gpt-oss-120b") and r.source == "silicon/inferencemax"]
+    seen = {r.gpu: (limits_of(r, load_engine(r.engine)).max_num_batched_tokens, kv_dtype_of(r)) for r in mine}
+    assert seen == {"b200_sxm": (20_000, "fp8"), "h200_sxm": (20_000, "bf16")}
+    assert {recipe_of(r).max_num_seqs for r in mine if r.gpu == "b200_sxm"} == {512}
+
+
+@pytest.mark.parametrize(
+    ("model", "family"),
+    [
+        ("meta-llama/Llama-3.1-70B", "dense"),
+        ("MiniMaxAI/MiniMax-M2.5", "moe"),
+        ("openai/gpt-oss-120b", "mxfp4"),
+        ("deepseek-ai/DeepSeek-R1", "latent"),
+        ("zai-org/GLM-5", "sparse"),
+        ("Qwen/Qwen3.5-397B-A17B", "hybrid"),
+    ],
+)
+def test_families_are_told_by_their_layers(model: str, family: str) -> None:
+    """Attention and experts alone decide, not names."""
+    assert family_of(load_model(model)) == family
