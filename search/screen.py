@@ -137,10 +137,10 @@ class Screen:
     def _link(self, first: IntArray, second: IntArray, x: IntArray, y: IntArray) -> FloatArray:
         """req/s that the hand-over link carries, as `estimator.capacity.link_rate_req_s`."""
         num_p, num_d = x * self.size[first], y * self.size[second]
+        together = (num_p + num_d) // np.gcd(x, y)  # at least; `spaces.problem.gpus_together`
         one_type = self.gpu[first] == self.gpu[second]
         rates = [
-            num * self._ports(self.gpu[shape], one_type, num_p + num_d)
-            for num, shape in ((num_p, first), (num_d, second))
+            num * self._ports(self.gpu[shape], one_type, together) for num, shape in ((num_p, first), (num_d, second))
         ]
         return np.asarray(np.minimum(*rates) / self._bytes_per_request, dtype=np.float64)
 

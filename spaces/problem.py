@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
 from estimator.build import build_instance
+from estimator.catalogue.hand_over import hand_over_s
 from estimator.drafting import build_drafting_instance
 from estimator.dtypes import Dtypes, KvDtype, WeightDtype
 from estimator.engine import Engine
@@ -127,6 +129,7 @@ def system_of(problem: Problem, strategy: Strategy) -> System | Infeasible:
         link=link_of(problem, strategy),
         policy=TETRIINFER if strategy.policy == "tetriinfer" else DISTSERVE,
         router=strategy.router,  # type: ignore[arg-type]
+        holds_first_token=True,
     )
 
 
@@ -134,10 +137,10 @@ def link_of(problem: Problem, strategy: Strategy) -> KvLink:
     """The hand-over link: every GPU of an instance sends or receives at its own port's rate.
 
     The port is NVLink where both pools share one NVLink domain, PCIe where they share a node without one, and the
-    network otherwise.
+    network otherwise. A hand-over takes the engine's router, second front end and connector besides.
     """
     prefill, decode = strategy.pools
-    one_type, num_gpus = prefill.gpu == decode.gpu, strategy.num_gpus
+    one_type, num_gpus = prefill.gpu == decode.gpu, gpus_together(problem.gpus, strategy)
 
     def ports_bytes_per_s(pool: Pool) -> float:
         port = port_bytes_per_s(problem, pool.gpu, one_type=one_type, num_gpus=num_gpus)
@@ -146,14 +149,28 @@ def link_of(problem: Problem, strategy: Strategy) -> KvLink:
     return KvLink(
         egress_bytes_per_s=ports_bytes_per_s(prefill),
         ingress_bytes_per_s=ports_bytes_per_s(decode),
-        latency_s=problem.link_latency_s,
+        latency_s=problem.link_latency_s + hand_over_s(problem.engine.name),
     )
 
 
+def gpus_together(gpus: Mapping[str, Gpu], strategy: Strategy) -> int:
+    """GPUs among which KV caches move: all, or those of one part where whole parts fill a node.
+
+    DistServe (arXiv 2401.09670), algorithm 2, low node affinity: both phases of a part share a node. Parts are the
+    smallest equal ones of both pools; only round robin keeps their hand-overs to themselves.
+    """
+    if len(strategy.gpu_counts) > 1 or strategy.policy != "distserve" or strategy.router != "round_robin":
+        return strategy.num_gpus
+    part = strategy.num_gpus // math.gcd(*(pool.count for pool in strategy.pools))
+    gpu = gpus[strategy.pools[0].gpu]
+    node = gpu.nvlink_domain_gpus if gpu.nvlink_bytes_per_s > 0 else gpu.gpus_per_node
+    return part if node % part == 0 else strategy.num_gpus
+
+
 def kv_medium(gpus: Mapping[str, Gpu], strategy: Strategy) -> str:
-    """What joins the strategy's GPUs: `nvlink` within one domain, `pcie` within one node, else `network`."""
+    """What KV caches cross: `nvlink` within one domain, `pcie` within one node, else `network`."""
     counts = strategy.gpu_counts
-    return _medium(gpus[next(iter(counts))], one_type=len(counts) == 1, num_gpus=strategy.num_gpus)
+    return _medium(gpus[next(iter(counts))], one_type=len(counts) == 1, num_gpus=gpus_together(gpus, strategy))
 
 
 def _medium(gpu: Gpu, *, one_type: bool, num_gpus: int) -> str:

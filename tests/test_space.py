@@ -142,7 +142,10 @@ def test_neighbours_stay_in_the_space_and_connect_it() -> None:
 
 
 def test_hand_over_uses_the_fastest_common_link() -> None:
-    """Inside one NVLink domain KV caches go over NVLink; across nodes, or GPU types, over each side's network."""
+    """Inside one NVLink domain KV caches go over NVLink; over each side's network else.
+
+    Pairs that fill nodes hand over inside them under round robin.
+    """
     problem = small_problem(max_gpus=32)
     h100 = problem.gpus["h100_sxm"]
     near = link_of(problem, Strategy.parse("1p-tp2@h100_sxm+1d-tp4@h100_sxm"))
@@ -151,6 +154,10 @@ def test_hand_over_uses_the_fastest_common_link() -> None:
     far = link_of(problem, Strategy.parse("4p-tp2@h100_sxm+1d-tp4@h100_sxm"))
     assert far.egress_bytes_per_s == 2 * h100.network_bytes_per_s
     own = replace(problem, network_bytes_per_s=1e9)
+    paired = link_of(problem, Strategy.parse("6p-tp2@h100_sxm+6d-tp2@h100_sxm"))
+    assert paired.egress_bytes_per_s == 2 * h100.nvlink_bytes_per_s  # two pairs fill a node of eight
+    drawn = link_of(problem, Strategy.parse("6p-tp2@h100_sxm,policy=tetriinfer+6d-tp2@h100_sxm"))
+    assert drawn.egress_bytes_per_s == 2 * h100.network_bytes_per_s
     assert link_of(own, Strategy.parse("1p-tp2@h100_sxm+1d-tp1@l40s")).egress_bytes_per_s == 2e9
 
 
