@@ -22,9 +22,9 @@ from scipy.special import ndtr
 from estimator.errors import BestServeError
 from search.evaluate import Evaluation
 from search.executor import Executor
-from search.forecast import Features, Forecast, Staircase, most_gain, shortfall
+from search.forecast import Features, Forecast, most_gain, shortfall
 from search.journal import Storage
-from search.pareto import hypervolume, non_dominated
+from search.known import Known
 from search.sampling import SAMPLER_FRAC, Hopeless, Proposer, SamplerName, choose_sampler
 from search.screen import MARGIN, Rows, Screen
 from spaces.space import Space
@@ -95,10 +95,9 @@ class Study:
     on_progress: Callable[[Progress], None] | None = None
     screen: Screen | None = None
     extra_of: Callable[[Strategy], float] | None = None
-    _known: dict[Strategy, Evaluation] = field(default_factory=dict)
+    _known: Known = field(init=False)
     _memo: dict[str, Evaluation] = field(default_factory=dict)
     _history: list[Progress] = field(default_factory=list)
-    _costs: dict[tuple[tuple[str, int], ...], float] = field(default_factory=dict)
     _started_s: float = 0.0
     _planned: int = 0
     _generation: int = GENERATION[0]
@@ -112,6 +111,7 @@ class Study:
     def run(self) -> StudyResult:
         """Evaluate until the budget is spent or nothing promising is left."""
         self._started_s = time.monotonic()
+        self._known = Known(self.space, self.cost_of, self.settings.demand_req_s)
         self._memo = self.storage.read() if self.storage else {}
         size = self.space.size
         if size == 0:
@@ -127,7 +127,7 @@ class Study:
         else:
             self._search(sampler, budget)
         return StudyResult(
-            evaluations=tuple(self._known.values()),
+            evaluations=tuple(self._known.evaluations.values()),
             sampler=sampler,
             sampler_reason=reason,
             history=tuple(self._history),
@@ -147,7 +147,7 @@ class Study:
     # ---- phases
 
     def _search(self, sampler: str, budget: int) -> None:
-        proposer = Proposer(self.space, sampler, seed=self.settings.seed, cost_of=self._cost)
+        proposer = Proposer(self.space, sampler, seed=self.settings.seed, cost_of=self._known.cost)
         for first in range(0, len(self.settings.warm), self._generation):
             warm = [s for s in self.settings.warm[first : first + self._generation] if s in self.space]
             self._evaluate(warm[: budget - len(self._known)], "warm start")
@@ -156,7 +156,7 @@ class Study:
         until = min(budget, len(self._known) + int(SAMPLER_FRAC * budget))
         while len(self._known) < until:
             room = self._room(until)
-            asked = proposer.ask(room, self._known, self._hopeless, self._reference_usd_per_h)
+            asked = proposer.ask(room, self._known.evaluations, self._hopeless, self._known.reference_usd_per_h)
             if 2 * self._evaluate(asked, sampler) < room:
                 break  # most of what the sampler proposes is known or ruled out
         while len(self._known) < budget:
@@ -186,7 +186,7 @@ class Study:
         strategies = iter(self.space)
         while chunk := list(islice(strategies, 16 * GENERATION[1])):
             rows = self.screen.rows(chunk)
-            hopeful = rows.bound_req_s * MARGIN > self._staircase().at(rows.usd_per_h)
+            hopeful = rows.bound_req_s * MARGIN > self._known.staircase().at(rows.usd_per_h)
             self._evaluate([strategy for strategy, hope in zip(chunk, hopeful, strict=True) if hope], "exhaustive")
 
     # ---- proposing
@@ -195,7 +195,7 @@ class Study:
         """Strategies of the table that the bound cannot rule out, those with the best bound for their cost first."""
         rows = self._hopeful_rows()
         table = self._table
-        lead = table.bound_req_s[rows] / np.maximum(self._staircase().at(table.usd_per_h[rows]), 1e-12)
+        lead = table.bound_req_s[rows] / np.maximum(self._known.staircase().at(table.usd_per_h[rows]), 1e-12)
         return self._take(rows[np.argsort(-lead, kind="stable")], room)
 
     def _forecast(self, room: int) -> list[Strategy]:
@@ -211,7 +211,7 @@ class Study:
         mean, sd = forecast.of(self._table_features[rows])
         bound, cost = self._table.bound_req_s[rows], self._table.usd_per_h[rows]
         chosen = self._cheaper(bound, cost, mean, sd, int(DEMAND_FRAC * room)) if self._wants_less else []
-        staircase, least = self._staircase(), LEAST_GAIN_FRAC * max(self._area(), 1e-12)
+        staircase, least = self._known.staircase(), LEAST_GAIN_FRAC * max(self._known.area(), 1e-12)
         for hope in HOPES:
             if len(chosen) < min(FILL, room):
                 hoped = bound * np.minimum(np.exp(mean + hope * sd), MARGIN)
@@ -232,9 +232,9 @@ class Study:
         room: int,
     ) -> list[int]:
         """Up to `room` rows of most expected saving: cheaper than the best, and likely to carry the demand."""
-        demand, best = self.settings.demand_req_s, self._best_usd_per_h()
+        demand, best = self.settings.demand_req_s, self._known.best_usd_per_h()
         assert demand is not None
-        best = self._reference_usd_per_h if best is None else best
+        best = self._known.reference_usd_per_h if best is None else best
         with np.errstate(divide="ignore"):
             chance = ndtr((np.log(bound) + mean - math.log(demand)) / np.maximum(sd, 1e-9))
         saving = np.where((bound * MARGIN >= demand) & (chance >= LEAST_CHANCE), (best - cost) * chance, 0.0)
@@ -243,13 +243,9 @@ class Study:
 
     def _beside(self, room: int) -> list[Strategy]:
         """Unevaluated neighbours of the front's strategies that may be better than it, taken in turn."""
-        known = list(self._known)
-        goodput = [self._known[strategy].goodput_req_s for strategy in known]
-        front = [known[i] for i in non_dominated(goodput, [self._cost(s) for s in known]) if goodput[i] > 0]
-        carrying = [s for s in known if self._carries(s) and self._cost(s) == self._best_usd_per_h()]
         new = (
             other
-            for strategy in carrying[:3] + front
+            for strategy in self._known.best_and_front(3)
             for other in self.space.neighbours(strategy)
             if other not in self._known
         )
@@ -257,7 +253,7 @@ class Study:
         if not beside or self.screen is None:
             return beside[:room]
         rows = self.screen.rows(beside)
-        hopeful = rows.bound_req_s * MARGIN > self._staircase().at(rows.usd_per_h)
+        hopeful = rows.bound_req_s * MARGIN > self._known.staircase().at(rows.usd_per_h)
         return [strategy for strategy, hope in zip(beside, hopeful, strict=True) if hope][:room]
 
     def _hopeless(self, strategy: Strategy) -> Hopeless | None:
@@ -265,7 +261,7 @@ class Study:
             return None
         row = self.screen.rows([strategy])
         bound = float(row.bound_req_s[0])
-        behind = bound * MARGIN <= float(self._staircase().at(row.usd_per_h)[0])
+        behind = bound * MARGIN <= float(self._known.staircase().at(row.usd_per_h)[0])
         return Hopeless(bound_req_s=bound) if behind else None
 
     @property
@@ -275,7 +271,7 @@ class Study:
 
     def _hopeful_rows(self) -> NDArray[np.int64]:
         """Rows still open whose bound is not behind the front."""
-        reached = self._staircase().at(self._table.usd_per_h)
+        reached = self._known.staircase().at(self._table.usd_per_h)
         return np.flatnonzero(self._open & (self._table.bound_req_s * MARGIN > reached))
 
     def _take(self, rows: NDArray[np.int64], room: int) -> list[Strategy]:
@@ -303,9 +299,9 @@ class Study:
                 self._memo[evaluation.strategy] = evaluation
                 if self.storage is not None:
                     strategy = by_text[evaluation.strategy]
-                    self.storage.append(self.space, strategy, evaluation, self._cost(strategy))
+                    self.storage.append(self.space, strategy, evaluation, self._known.cost(strategy))
         for text, strategy in by_text.items():
-            self._known[strategy] = self._memo[text]
+            self._known.evaluations[strategy] = self._memo[text]
         self._stop_if_broken()
         if new:
             self._learn(new)
@@ -329,13 +325,13 @@ class Study:
         for key in self.screen.keys(rows).tolist():
             if key in self._row_of:
                 self._open[self._row_of[key]] = False
-        sound = np.array([self._known[strategy].status != "failed" for strategy in new])
-        goodput = np.array([self._known[strategy].goodput_req_s for strategy in new])
+        sound = np.array([self._known.evaluations[strategy].status != "failed" for strategy in new])
+        goodput = np.array([self._known.evaluations[strategy].goodput_req_s for strategy in new])
         self._seen.append(self._features.of(rows)[sound])
         self._shortfalls.append(shortfall(goodput, rows.bound_req_s)[sound])
 
     def _stop_if_broken(self) -> None:
-        broken = [evaluation for evaluation in self._known.values() if evaluation.status == "failed"]
+        broken = [evaluation for evaluation in self._known.evaluations.values() if evaluation.status == "failed"]
         if len(broken) > MAX_FAILED and 2 * len(broken) > len(self._known):
             raise RuntimeError(
                 f"{len(broken)} evaluations broke, the last one {broken[-1].strategy}: {broken[-1].reason}"
@@ -347,51 +343,12 @@ class Study:
             num_evaluated=len(self._known),
             num_planned=self._planned,
             elapsed_s=time.monotonic() - self._started_s,
-            hypervolume=self._area(),
-            best_usd_per_h=self._best_usd_per_h(),
+            hypervolume=self._known.area(),
+            best_usd_per_h=self._known.best_usd_per_h(),
         )
         self._history.append(progress)
         if self.on_progress is not None:
             self.on_progress(progress)
-
-    # ---- what is known
-
-    @property
-    def _reference_usd_per_h(self) -> float:
-        """The hypervolume's reference: just over the GPU budget spent on the dearest type."""
-        gpus = {shape.gpu for shapes in self.space.shapes.values() for shape in shapes}
-        return 1.001 * max(self._price(((gpu, self.space.max_gpus(gpu)),)) for gpu in gpus)
-
-    def _cost(self, strategy: Strategy) -> float:
-        extra = 0.0 if self.extra_of is None else self.extra_of(strategy)
-        return self._price(tuple(sorted(strategy.gpu_counts.items()))) + extra
-
-    def _price(self, counts: tuple[tuple[str, int], ...]) -> float:
-        if counts not in self._costs:
-            self._costs[counts] = self.cost_of(dict(counts))
-        return self._costs[counts]
-
-    def _front(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Goodput and cost of the front, by rising cost."""
-        ok = [(e.goodput_req_s, self._cost(s)) for s, e in self._known.items() if e.is_ok]
-        goodput, cost = np.array([g for g, _ in ok]), np.array([c for _, c in ok])
-        front = non_dominated(goodput, cost)
-        return goodput[front], cost[front]
-
-    def _staircase(self) -> Staircase:
-        return Staircase(*self._front(), self._reference_usd_per_h)
-
-    def _area(self) -> float:
-        goodput, cost = self._front()
-        return hypervolume(goodput, cost, ref_usd_per_h=self._reference_usd_per_h)
-
-    def _carries(self, strategy: Strategy) -> bool:
-        demand = self.settings.demand_req_s
-        return demand is not None and self._known[strategy].goodput_req_s >= demand
-
-    def _best_usd_per_h(self) -> float | None:
-        """Least cost that carries the demand so far."""
-        return min((self._cost(strategy) for strategy in self._known if self._carries(strategy)), default=None)
 
 
 def _nothing_fits(space: Space) -> BestServeError:

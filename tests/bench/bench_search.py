@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 import estimator.goodput
-from estimator.cost import bill
+from estimator.cost import PriceCard, bill
 from search.evaluate import Evaluation, evaluate
 from search.executor import LocalExecutor, RayExecutor
 from search.journal import Journal
@@ -74,12 +74,13 @@ class Truth:
     """Every evaluation of one problem's space."""
 
     spec: Spec
+    cards: Mapping[str, PriceCard]
     space: Space
     by_text: Mapping[str, Evaluation]
 
     def cost_of(self, gpus: Mapping[str, int]) -> float:
         """$/h."""
-        return bill(gpus, self.spec.cards()).usd_per_h
+        return bill(gpus, self.cards).usd_per_h
 
     def points(self, evaluations: list[Evaluation]) -> tuple[list[float], list[float]]:
         """Goodput and cost."""
@@ -110,7 +111,7 @@ def truth(name: str, cache: Path) -> Truth:
                 (evaluation,) = LocalExecutor(problem, seed=0, evaluate=evaluate).run([strategy])
                 known[evaluation.strategy] = evaluation
                 file.write(json.dumps(evaluation.as_dict()) + "\n")
-    return Truth(spec=spec, space=space, by_text={str(s): known[str(s)] for s in space})
+    return Truth(spec=spec, cards=spec.cards(), space=space, by_text={str(s): known[str(s)] for s in space})
 
 
 def truths(cache: Path) -> None:
