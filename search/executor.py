@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -71,7 +72,6 @@ class EagerExecutor:
         self._here, self._start, self._patience_s = here, start, patience_s
         self._thread: threading.Thread | None = None
         self._there: RayExecutor | None = None
-        self._error: Exception | None = None
         self._spent_s = 0.0
         self._begin_if_due()
 
@@ -79,8 +79,6 @@ class EagerExecutor:
         """In the order given while this process evaluates, then as Ray has it."""
         waiting = list(strategies)
         while waiting and self._there is None:
-            if self._error is not None:
-                raise self._error
             started_s = time.monotonic()
             yield from self._here.run([waiting.pop(0)])
             self._spent_s += time.monotonic() - started_s
@@ -103,8 +101,9 @@ class EagerExecutor:
     def _begin(self) -> None:
         try:
             self._there = self._start()
-        except Exception as error:  # raised again where the study can see it
-            self._error = error
+        except Exception as error:  # Ray raises bare Exception where a node is slow to start; the study can do without
+            reason = str(error).split(". ")[0]
+            warnings.warn(f"Ray did not start ({reason}); this process evaluates alone", RuntimeWarning, stacklevel=1)
 
 
 @dataclass(slots=True, kw_only=True)
