@@ -91,7 +91,7 @@ class PrefillCurve:
     BOUNDS: ClassVar[Bounds] = {
         "launch_s": (1e-6, 60e-6),
         "compute_frac": (0.03, 2.2),
-        "head_half": (0.0, 16.0),
+        "head_half": (0.0, 256.0),
         "softmax_dims": (0.0, 600.0),
         "pad_tokens": (0.0, 1024.0),
         "memory_frac": (0.05, 1.5),

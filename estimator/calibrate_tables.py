@@ -19,6 +19,7 @@ import pandas as pd
 from estimator.calibrate_attention import context, delta_nets, generation, index, latent
 from estimator.calibrate_groups import HOST_BOUND_S, Group, Rows, by_columns, group_of, newest_rows
 from estimator.calibrate_links import collectives, deepep, nccl
+from estimator.calibrate_sparse import sparse
 from estimator.experts import ExpertCurve, ExpertLayer, ExpertLoad, expert_load
 from estimator.hardware import Gpu
 from estimator.roofline import ACTIVATION_BYTES, ACTIVATION_IN_BYTES, FloatArray, GemmCurve
@@ -53,6 +54,7 @@ def measured_groups(measured_dir: Path, kinds: frozenset[str] = frozenset()) -> 
         generation: {"generation_attention", "generation_attention_windowed"},
         latent: {"latent_context_attention", "latent_generation_attention"},
         index: {"index_generation"},
+        sparse: {"sparse_context_attention", "sparse_generation_attention"},
         delta_nets: {"delta_net_context", "delta_net_generation"},
         collectives: {"all_reduce"},
         nccl: {"all_reduce", "all_gather", "all_to_all"},
