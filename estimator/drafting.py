@@ -96,7 +96,9 @@ class _Layout:
     def cost(self, kernels: StepKernels, tokens_per_seq: int) -> StepCost:
         """Tables of kernels under the engine's costs."""
         costs = self.engine.costs_on(self.gpu.architecture)
-        return step_cost(kernels, costs, self.limits, tokens_per_seq=tokens_per_seq)
+        return step_cost(
+            kernels, costs, self.limits, tokens_per_seq=tokens_per_seq, asynchronous=self.engine.asynchronous
+        )
 
     def _alone(self, operators: tuple[Operator, ...], like: StepKernels, model: ModelShape) -> StepKernels:
         return step_kernels(
