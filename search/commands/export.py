@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -33,11 +32,12 @@ def export(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
 ) -> None:
     """Write what deploys a strategy on a target, and the benchmark that checks it."""
+    from search.console import print_json
     from search.export.write import export as write_export
 
     written = write_export(run, target.value, strategy=strategy, out=out, checkpoint=checkpoint)
     if as_json:
-        typer.echo(json.dumps(written.as_json(), indent=2, ensure_ascii=False))
+        print_json(written.as_json())
         return
     deployment = written.deployment
     pools = " + ".join(

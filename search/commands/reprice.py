@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -15,13 +14,13 @@ def reprice(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
 ) -> None:
     """Rank a finished run again at the prices of a file, without simulating."""
+    from search.console import print_json, standard_console
     from search.reprice import reprice as run_reprice
 
     found = run_reprice(run, prices)
     if as_json:
-        print(json.dumps(found.as_json(), indent=2, ensure_ascii=False, allow_nan=False))
+        print_json(found.as_json())
         return
-    from search.commands.console import console
     from search.terminal_change import print_repriced
 
-    print_repriced(found, console())
+    print_repriced(found, standard_console())

@@ -13,11 +13,9 @@ def space(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
 ) -> None:
     """Count the strategies of a spec's space, say what each rule takes, and show examples."""
-    import json
     from dataclasses import asdict
 
-    from rich.console import Console
-
+    from search.console import print_json, standard_console
     from search.space_view import space_view
     from search.spec import load_spec
     from search.terminal import print_rows
@@ -25,10 +23,9 @@ def space(
 
     view = space_view(Space(load_spec(spec).problem()))
     if as_json:
-        print(json.dumps(asdict(view), indent=2, ensure_ascii=False))
+        print_json(asdict(view))
         return
-    console = Console()
-    console = console if console.is_terminal else Console(width=160)
+    console = standard_console()
     named = ", ".join(f"{count:,} {kind}" for kind, count in view.shapes.items())
     console.print(f"{view.size:,} strategies from {named} shapes.", style="bold", highlight=False)
     print_rows([asdict(rule) for rule in view.rules], console)

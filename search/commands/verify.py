@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -30,6 +29,7 @@ def verify(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
 ) -> None:
     """Say whether a benchmark keeps the plan's limits, and how far the prediction was off; exit code 0 or 1."""
+    from search.console import print_json
     from search.verify import verify as judge
 
     verdict = judge(run, result, strategy=strategy, rate_req_s=rate or None)
@@ -42,7 +42,7 @@ def verify(
         write_card(calibrate, fitted.card)
     if as_json:
         card = {} if fitted is None else {"calibration": fitted.card.model_dump(mode="json")}
-        typer.echo(json.dumps(verdict.as_json() | card, indent=2, ensure_ascii=False))
+        print_json(verdict.as_json() | card)
     else:
         _print(verdict)
         if fitted is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -18,13 +17,13 @@ def whatif(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
 ) -> None:
     """Say what a change of prices, demand, targets, lengths or link does to the answer of a finished run."""
+    from search.console import print_json, standard_console
     from search.whatif import whatif as run_whatif
 
     found = run_whatif(run, sets)
     if as_json:
-        print(json.dumps(found.as_json(), indent=2, ensure_ascii=False, allow_nan=False))
+        print_json(found.as_json())
         return
-    from search.commands.console import console
     from search.terminal_change import print_whatif
 
-    print_whatif(found, console())
+    print_whatif(found, standard_console())
