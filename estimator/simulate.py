@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from estimator.instance import BLOCK_TOKENS
-from estimator.kernels.collocated import CHUNKED, PREFILL_FIRST, STATIC
+from estimator.kernels.batching import CHUNKED, PREFILL_FIRST, STATIC
 from estimator.kernels.disaggregated import run_disaggregated
 from estimator.kernels.lanes import Jobs, Pool, decode_steps, run_pool
 from estimator.kernels.routing import ROUTERS

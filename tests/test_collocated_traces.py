@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import ast
 import heapq
+import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from estimator.iteration import StepCost
-from estimator.kernels.collocated import NUM_RESIDENT, PHASE, USED, run_instances
+from estimator.kernels.batching import MANY, NUM_RESIDENT, PHASE, USED
+from estimator.kernels.collocated import run_instances
+from estimator.kernels.lanes import run_pool
 from estimator.parallelism import Parallelism
-from estimator.simulate import simulate
+from estimator.simulate import collocated_jobs, collocated_pool, simulate
 from estimator.simulation import ITL_EDGES_S
 from estimator.system import Collocated, CollocatedPolicy, Router
-from tests.test_collocated import instance_of, requests_of, rough_cost, round_cost
+from tests.test_collocated import instance_of, random_run, requests_of, rough_cost, round_cost
 
 
 def test_ranks_step_together() -> None:
@@ -172,3 +178,51 @@ def test_better_routers_wait_less() -> None:
         for name in names
     ]
     assert mean_s[0] > mean_s[1] > mean_s[2]
+
+
+def tokens_by_drafts(max_tokens: int, max_seqs: int, accepted: float) -> StepCost:
+    """The rough cost with two tokens tried and `accepted` gained per sequence and step."""
+    return replace(rough_cost(max_tokens, max_seqs), decode_tokens_per_seq=2, accepted_tokens_per_step=accepted)
+
+
+def test_accepted_drafts_by_hand() -> None:
+    """16 tokens in, 7 out at 1.5 tokens a step: 16.5 s and 4 steps of 1 s; one block, then two (17.5 to 22 tokens)."""
+    cost = replace(round_cost(64, 4), decode_tokens_per_seq=2, accepted_tokens_per_step=1.5)
+    run = simulate(Collocated(instance=instance_of(cost, 64, 4)), requests_of([0], 16, 7))
+    assert run.finish_s.tolist() == [20.5]
+    assert run.decode.kv_block_s == 16.5 + 2 * 4
+    assert run.itl_weight.sum() == pytest.approx(6.0)
+
+
+@pytest.mark.parametrize("accepted", [1.0, 1.3, 1.5, 2.0])
+@pytest.mark.parametrize("policy", ["chunked", "prefill_first", "static"])
+def test_skipping_steps_changes_nothing_with_drafts(accepted: float, policy: CollocatedPolicy) -> None:
+    """With any number of accepted tokens a run short of blocks equals the same run with every step alone, to 1e-9."""
+    rng = np.random.default_rng(18)
+    num = 400
+    requests = requests_of(np.cumsum(rng.exponential(0.2, num)), rng.integers(1, 150, num), rng.integers(1, 90, num))
+    instance = instance_of(tokens_by_drafts(64, 16, accepted), 64, 16, num_kv_blocks=40)
+    system = Collocated(instance=instance, num_instances=2, policy=policy, router="least_outstanding")
+    pool, jobs = collocated_pool(system, 0), collocated_jobs(system, requests)
+    weights = np.zeros(len(ITL_EDGES_S) - 1)
+    fast, plain = (run_pool(replace(pool, longest_jump=k), jobs, weights) for k in (MANY, 1))
+    np.testing.assert_allclose(fast.finish_s, plain.finish_s, rtol=1e-9)
+    np.testing.assert_allclose(fast.first_s, plain.first_s, rtol=1e-9)
+    assert fast.integrals.kv_block_s == pytest.approx(plain.integrals.kv_block_s, rel=1e-9)
+    assert fast.integrals.num_preemptions == plain.integrals.num_preemptions
+    assert fast.integrals.num_steps == plain.integrals.num_steps
+
+
+def test_interpreted_and_compiled_are_one() -> None:
+    """Python runs the kernel's source to the same times as the compiled kernel."""
+    program = """
+import numpy as np
+from tests.test_collocated import random_run
+print(repr(random_run("prefill_first").finish_s.tolist()))
+"""
+    environment = os.environ | {"NUMBA_DISABLE_JIT": "1"}
+    printed = subprocess.run(
+        [sys.executable, "-c", program], check=True, capture_output=True, env=environment, text=True
+    )
+    expected = random_run("prefill_first").finish_s
+    np.testing.assert_allclose(np.array(ast.literal_eval(printed.stdout)), expected, rtol=1e-12)

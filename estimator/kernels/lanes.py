@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from estimator.instance import BLOCK_TOKENS, Instance
-from estimator.kernels.collocated import (
+from estimator.kernels.batching import (
     ARRIVAL,
     CHUNKED,
     FINISH,
@@ -33,8 +33,8 @@ from estimator.kernels.collocated import (
     TODO,
     VISIBLE,
     Rules,
-    run_instances,
 )
+from estimator.kernels.collocated import run_instances
 from estimator.kernels.routing import ROUND_ROBIN, router_draws
 from estimator.requests import Requests
 from estimator.simulation import PoolIntegrals
