@@ -328,7 +328,7 @@ def main() -> None:
         "overhead": overhead,
         "scale": scale,
     }
-    parts |= {"sweep": sweep, "truth": truths}
+    parts |= {"sweep": sweep, "truth": truths, "machinery": machinery}
     for name in (argument for argument in arguments if not argument.startswith("--")):
         parts[name](cache)
 
