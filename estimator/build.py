@@ -43,7 +43,7 @@ from estimator.operators import (
 from estimator.outcome import Infeasible
 from estimator.parallelism import Parallelism
 from estimator.stage import Kind, StepKernels, step_kernels, token_grid
-from estimator.timing import OperatorTiming
+from estimator.tiers import operator_tiers, worst
 
 FloatArray = NDArray[np.float64]
 Phase = Literal["decode", "mixed"]
@@ -161,6 +161,8 @@ def instance_of(  # noqa: PLR0913  a layout has this many sides
         return blocks
     costs = engine.costs_on(gpu.architecture)
     cost = step_cost(kernels, costs, limits, asynchronous=engine.asynchronous)
+    operators = stage_operators(model, parallelism, dtypes.weight, dtypes.kv)
+    tiers = operator_tiers(operators, load_timing(gpu, engine.name), block_scaled=model.is_moe)
     return Instance(
         cost=cost,
         limits=limits,
@@ -173,13 +175,8 @@ def instance_of(  # noqa: PLR0913  a layout has this many sides
         overhead_s_per_token=costs.overhead_s_per_token,
         looks_ahead=engine.asynchronous,
         stage_transfer_s=float(kernels.transfer_s[0]),
-        tier=_worst_tier(load_timing(gpu, engine.name)),
+        tier=worst(*tiers.values()),
     )
-
-
-def _worst_tier(timing: OperatorTiming) -> str:
-    tiers = {timing.tier(kind) for kind in ("gemm", "context_attention", "generation_attention")}
-    return next(tier for tier in ("data_sheet", "borrowed", "fitted") if tier in tiers)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

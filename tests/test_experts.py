@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from estimator.catalogue.gpus import load_gpu
@@ -82,6 +82,7 @@ def test_the_busiest_rank_has_the_rows_that_draws_give_it(tokens: int, ep: int) 
         assert load.touched[0] == pytest.approx(touched, rel=0.25), routing
 
 
+@settings(deadline=None)
 @given(
     tokens=counts,
     ep=st.sampled_from([1, 2, 8, 64]),
@@ -100,6 +101,7 @@ def test_loads_stay_within_what_there_is(tokens: int, ep: int, top_k: int, routi
     assert (load.tiles[0] * TILE_ROWS >= 0.9 * rows).all()
 
 
+@settings(deadline=None)
 @given(tokens=counts, top_k=st.sampled_from([1, 2, 8]), skew=st.floats(1.01, 1.5))
 def test_power_law_loads_keep_the_pairs(tokens: int, top_k: int, skew: float) -> None:
     """Mean load is tokens·k/E within rounding; no expert has more than every token; quantiles rise."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from estimator.build import build_instance
@@ -118,6 +118,7 @@ def test_a_drafting_step_costs_more_and_gains_more() -> None:
     assert fast.cost.attention_s_per_pair == pytest.approx(slow.cost.attention_s_per_pair * 62 / 61, rel=1e-6)
 
 
+@settings(deadline=None)
 @given(drafts=st.integers(1, 7), num_seqs=st.integers(1, 64), cached=st.integers(1, 8192))
 def test_every_further_draft_lengthens_the_step(drafts: int, num_seqs: int, cached: int) -> None:
     """With d + 1 drafts no step is shorter than with d, at any batch and cache."""

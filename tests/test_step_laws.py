@@ -6,18 +6,22 @@ from dataclasses import replace
 from functools import lru_cache
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from estimator.build import build_instance, step_breakdown
 from estimator.catalogue.engines import engine_names, load_engine
 from estimator.catalogue.gpus import load_gpu
 from estimator.catalogue.models import load_model
+from estimator.catalogue.timing import load_timing
 from estimator.dtypes import Dtypes, WeightDtype
 from estimator.hardware import Gpu
 from estimator.instance import EngineLimits, Instance
 from estimator.iteration import StepCost
+from estimator.operators import stage_operators
 from estimator.parallelism import Parallelism
+from estimator.tiers import operator_tiers
+from estimator.work import Collective, Elementwise
 
 FAMILIES: dict[str, tuple[WeightDtype, Parallelism]] = {
     "meta-llama/Llama-3.1-8B": ("bf16", Parallelism(tp=2)),
@@ -58,6 +62,7 @@ def better(name: str, bandwidth: float, flop: float) -> Gpu:
     return replace(gpu, bandwidth_bytes_per_s=gpu.bandwidth_bytes_per_s * bandwidth, flop_per_s=peaks)
 
 
+@settings(deadline=None)
 @given(model=families, engine=engines, num_seqs=batches, cached=st.integers(1, 8192), chunk=st.integers(1, 2048))
 def test_a_better_data_sheet_never_slows_a_step(
     model: str, engine: str, num_seqs: int, cached: int, chunk: int
@@ -73,6 +78,7 @@ def test_a_better_data_sheet_never_slows_a_step(
         )
 
 
+@settings(deadline=None)
 @given(model=families, engine=engines, num_seqs=batches, cached=st.integers(1, 8192), more=st.integers(1, 512))
 def test_more_work_is_never_faster(model: str, engine: str, num_seqs: int, cached: int, more: int) -> None:
     """More cached tokens or a longer chunk never shorten a step; one more sequence saves 2 % of it at most.
@@ -132,3 +138,35 @@ def test_an_unmeasured_gpu_is_answered_from_its_data_sheet() -> None:
         assert instance.tier == "data_sheet"
         step_s = instance.cost.decode_step_s(1, 1000)
         assert 16e9 / 5.3e12 < step_s < 4 * 16e9 / 5.3e12 + 3e-3  # the weights once, and a few launches
+
+
+def test_every_operator_says_what_it_rests_on() -> None:
+    """Llama in fp8 on A100 borrows its products, its attention is measured; the instance is as good as its worst."""
+    model, gpu, engine = load_model("meta-llama/Llama-3.1-8B"), load_gpu("a100_sxm"), load_engine("vllm")
+    operators = stage_operators(model, Parallelism(), "fp8", "bf16")
+    tiers = operator_tiers(operators, load_timing(gpu, "vllm"), block_scaled=False)
+    assert {tiers[name] for name in ("qkv", "attention_out", "ffn_up", "ffn_down")} == {"borrowed"}
+    assert {tiers[name] for name in ("attention", "head")} == {"fitted"}
+    for weight_dtype, tier in (("fp8", "borrowed"), ("bf16", "fitted")):
+        instance = build_instance(
+            model=model,
+            gpu=gpu,
+            engine=engine,
+            parallelism=Parallelism(),
+            limits=LIMITS,
+            weight_dtype=weight_dtype,  # type: ignore[arg-type]
+            kv_dtype="bf16",
+        )
+        assert isinstance(instance, Instance)
+        assert instance.tier == tier
+
+
+@pytest.mark.parametrize("model", sorted(FAMILIES))
+def test_no_operator_that_matters_is_without_a_tier(model: str) -> None:
+    """Every product, expert layer and attention of every family is covered, on a measured GPU by measurements."""
+    weight_dtype, parallelism = FAMILIES[model]
+    shape = load_model(model)
+    operators = stage_operators(shape, parallelism, weight_dtype, "bf16")
+    tiers = operator_tiers(operators, load_timing(load_gpu("h200_sxm"), "sglang"), block_scaled=shape.is_moe)
+    assert {op.name for op in operators if not isinstance(op, Elementwise | Collective)} == set(tiers)
+    assert set(tiers.values()) <= {"fitted", "borrowed"}
