@@ -96,12 +96,28 @@ class EngineCosts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LayoutSupport:
+    """Layouts an engine can be started in.
+
+    `splits_experts`: any ep that divides the experts, else 1 or the whole stage. `joins_tp_and_dp`: attention both
+    tensor-parallel and data-parallel. `staged_prefill`, `staged_decode`: a pool of that phase may have pipeline stages
+    and still hand its KV caches over.
+    """
+
+    splits_experts: bool = True
+    joins_tp_and_dp: bool = True
+    staged_prefill: bool = True
+    staged_decode: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Engine:
     """One serving engine at one version.
 
     `limits` and `memory`: its defaults. `power_law_routing`: expert load under expert parallelism follows a power law.
     `asynchronous`: the next step is scheduled while this one runs. `pads_experts`: block-scaled fp8 experts fill a tile
-    of rows each, chosen or not. `costs` per GPU architecture, `""` for any other.
+    of rows each, chosen or not. `support`: layouts it can be started in. `costs` per GPU architecture, `""` for any
+    other.
     """
 
     name: str
@@ -112,6 +128,7 @@ class Engine:
     power_law_routing: bool
     asynchronous: bool
     pads_experts: bool = False
+    support: LayoutSupport = LayoutSupport()
     costs: Mapping[str, EngineCosts]
     source: str
     date: str

@@ -87,15 +87,18 @@ def expert_split(problem: Problem, pool: Pool) -> Violation | None:
 
 
 def engine_support(problem: Problem, pool: Pool) -> Violation | None:
-    """The engine can be started that way: vLLM spreads experts over all GPUs of a stage or none, TensorRT-LLM makes
-    attention tensor-parallel or data-parallel.
-    """
-    engine, degrees = problem.engine.name, pool.parallelism
-    if engine == "vllm" and degrees.ep not in (1, degrees.tp * degrees.dp):
-        return f"vllm sets ep to tp × dp = {degrees.tp * degrees.dp}, not {degrees.ep}", 1.0 - 1.0 / degrees.ep
-    if engine == "trtllm" and degrees.tp > 1 and degrees.dp > 1:
-        return f"trtllm has no tp = {degrees.tp} beside dp = {degrees.dp}", float(min(degrees.tp, degrees.dp) - 1)
-    return None  # docs.vllm.ai expert_parallel_deployment; nvidia.github.io/TensorRT-LLM parallel-strategy; 2026-11-25
+    """The engine can be started so: how it splits experts, joins tp with dp, hands caches over from stages."""
+    engine, degrees = problem.engine, pool.parallelism
+    can, whole = engine.support, degrees.tp * degrees.dp
+    if not can.splits_experts and degrees.ep not in (1, whole):
+        return f"{engine.name} sets ep to tp × dp = {whole}, not {degrees.ep}", 1.0 - 1.0 / degrees.ep
+    if not can.joins_tp_and_dp and degrees.tp > 1 and degrees.dp > 1:
+        return f"{engine.name} has no tp = {degrees.tp} beside dp = {degrees.dp}", min(degrees.tp, degrees.dp) - 1.0
+    staged = {"p": can.staged_prefill, "d": can.staged_decode}.get(pool.role, True)
+    if not staged and degrees.pp > 1:
+        phase = "prefill" if pool.role == "p" else "decode"
+        return f"{engine.name} hands no caches over with pp = {degrees.pp} in the {phase} pool", degrees.pp - 1.0
+    return None
 
 
 def layers(problem: Problem, pool: Pool) -> Violation | None:

@@ -26,6 +26,13 @@ VIOLATIONS = [
     ("data_parallel", "llama-3.1-8b", "1m-tp1-dp2@h100_sxm", {}, "dp = 2 in a model without experts"),
     ("expert_split", "mixtral-8x7b-v0.1", "1m-tp4-ep4@h100_sxm", {"expert_tp": (2, 4)}, "1 GPUs share an expert, 2, 4"),
     ("engine_support", "mixtral-8x7b-v0.1", "1m-tp4-ep2@h100_sxm", {}, "vllm sets ep to tp × dp = 4, not 2"),
+    (
+        "engine_support",
+        "llama-3.1-8b",
+        "1p-tp1-pp2@l40s+1d-tp1@l40s",
+        {},
+        "hands no caches over with pp = 2 in the prefill",
+    ),
     ("least_gpus", "llama-3.1-8b", "1m-tp1@l40s", {"min_gpus": 2}, "1 GPUs, at least 2 asked for"),
     ("instances", "llama-3.1-8b", "3m-tp1@l40s", {"pools": FEW}, "3 instances, 1 to 2 allowed"),
     ("instances", "llama-3.1-8b", "1p-tp1@l40s+1d-tp1@l40s", {"pools": FEW}, "1 instances, 2 or more allowed"),

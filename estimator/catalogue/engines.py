@@ -9,7 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from estimator.engine import Engine, EngineCosts
+from estimator.engine import Engine, EngineCosts, LayoutSupport
 from estimator.errors import require
 from estimator.instance import EngineLimits
 from estimator.memory import MemoryPolicy
@@ -57,6 +57,7 @@ def load_engine(name: str) -> Engine:
         ),
         power_law_routing=card["power_law_routing"],
         asynchronous=card["asynchronous"],
+        support=LayoutSupport(**card["support"]),
         costs={"": EngineCosts(), **costs},
         source=card["source"],
         date=card["date"],
