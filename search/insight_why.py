@@ -31,6 +31,21 @@ def why_not(ledger: Ledger, best: Offer, space: Callable[[], Space]) -> Iterator
             yield _row(ledger, best, "gpu", gpu, space)
 
 
+def complete(ledger: Ledger, space: Space) -> None:
+    """Tries each architecture and GPU type of which nothing known carries the demand, a few simulations each.
+
+    A study of few trials may leave a class out, or know it only too small; what is found stays in the ledger.
+    """
+    allowed = ledger.problem.space
+    classes = [("architecture", name) for name in allowed.architectures]
+    classes += [("gpu", name) for name in allowed.gpus or ledger.problem.gpus]
+    for kind, name in classes:
+        member = _member(kind, name)
+        found = [offer for offer in ledger.offers() if member(offer.strategy)]
+        if best_offer(found, ledger.demand_req_s) is None:
+            _scaled_up(ledger, found or _first_tries(ledger, member, space))
+
+
 def _row(
     ledger: Ledger, best: Offer, kind: Literal["architecture", "gpu"], name: str, space: Callable[[], Space]
 ) -> WhyNot:

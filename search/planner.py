@@ -16,7 +16,9 @@ from estimator.cost import PriceCard, bill
 from search.evaluation import Evaluation
 from search.executor import EagerExecutor, Executor, LocalExecutor, RayExecutor
 from search.insight import ledger_of
+from search.insight_why import complete
 from search.journal import Journal
+from search.ledger import Ledger
 from search.pareto import non_dominated
 from search.prices import FROZEN, price_book
 from search.run import RunFolder, free_path, frozen_text, latest_path
@@ -172,8 +174,9 @@ def _logged(folder: RunFolder, progress: Callable[[Progress], None] | None) -> C
 
 def _answer(spec: Spec, folder: Path, space: Space, study: StudyResult, elapsed_s: float) -> Plan:
     tariff, demand = tariff_of(spec), spec.traffic.rate_req_s
-    table = _table(study.evaluations, tariff)
-    by_text = {evaluation.strategy: evaluation for evaluation in study.evaluations}
+    evaluations = _completed(space, study, tariff, spec)
+    table = _table(evaluations, tariff)
+    by_text = {evaluation.strategy: evaluation for evaluation in evaluations}
     ok = table[table["status"] == "ok"].reset_index(drop=True)
     front = non_dominated(ok["goodput_req_s"], ok["usd_per_h"])
     carrying = ok[ok["goodput_req_s"] >= demand].sort_values(
@@ -183,12 +186,13 @@ def _answer(spec: Spec, folder: Path, space: Space, study: StudyResult, elapsed_
     def first(rows: pd.DataFrame) -> Evaluation | None:
         return by_text[str(rows.iloc[0]["strategy"])] if len(rows) else None
 
+    weighed = spec.penalty_per_miss is not None
     return Plan(
         folder=folder,
         problem=space.problem,
         tariff=tariff,
         demand_req_s=demand,
-        recommended=first(carrying) if spec.penalty_per_miss is None else _with_penalty(spec, space.problem, study),
+        recommended=_with_penalty(spec, space.problem, evaluations) if weighed else first(carrying),
         best_collocated=first(carrying[~carrying["is_disaggregated"]]),
         best_disaggregated=first(carrying[carrying["is_disaggregated"]]),
         front=tuple(by_text[str(text)] for text in ok["strategy"].iloc[front]),
@@ -200,9 +204,17 @@ def _answer(spec: Spec, folder: Path, space: Space, study: StudyResult, elapsed_
     )
 
 
-def _with_penalty(spec: Spec, problem: Problem, study: StudyResult) -> Evaluation | None:
+def _completed(space: Space, study: StudyResult, tariff: Tariff, spec: Spec) -> tuple[Evaluation, ...]:
+    """The study's evaluations, and a few more of architectures and GPU types that it knows only too small."""
+    demand, seed = spec.traffic.rate_req_s, spec.search.seed
+    ledger = Ledger.of(space.problem, tariff, demand, seed, study.evaluations)
+    complete(ledger, space)
+    return tuple(ledger.known.values())
+
+
+def _with_penalty(spec: Spec, problem: Problem, evaluations: tuple[Evaluation, ...]) -> Evaluation | None:
     """The least bill and penalty for misses together, instead of the least bill that keeps the targets."""
-    best = ledger_of(spec, problem, study.evaluations).best()
+    best = ledger_of(spec, problem, evaluations).best()
     return None if best is None else best.evaluation
 
 

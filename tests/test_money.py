@@ -19,7 +19,7 @@ from estimator.cost import PriceCard
 from search.insight_failures import cheapest_spare, less, resilience
 from search.insight_owning import buy_or_rent
 from search.insight_prices import price_tips, rate_tips
-from search.insight_why import why_not
+from search.insight_why import complete, why_not
 from search.ledger import Ledger
 from search.money_view import BuyOrRent, TippingPoint, amount
 from search.offer import Offer, best_offer, cheapest_front
@@ -195,6 +195,23 @@ def test_why_not_looks_where_the_study_did_not() -> None:
     assert rows["l40s"].carries
     assert rows["l40s"].goodput_req_s >= 3.0
     assert 1 <= ledger.num_simulated <= 8
+
+
+def test_completing_finds_what_a_small_study_missed() -> None:
+    """With H100 too dear and L40S never tried, the class is tried, and the recommendation is cheaper than before."""
+    prices = {"h100_sxm": 9.0, "l40s": 0.5, "h200_sxm": 9.0}
+    known = {s: e for s, e in evaluations().items() if "l40s" not in e.strategy}
+    ledger = Ledger(
+        problem=problem(), tariff=tariff_at(prices), demand_req_s=3.0, seed=0, known=dict(known), evaluate_with=made_up
+    )
+    before = chosen(ledger)
+    complete(ledger, Space(problem()))
+    after = chosen(ledger)
+    assert after.usd_per_h < before.usd_per_h
+    assert set(after.strategy.gpu_counts) == {"l40s"}
+    num = ledger.num_simulated
+    complete(ledger, Space(problem()))
+    assert ledger.num_simulated == num
 
 
 def test_why_not_tells_the_rule_that_removed_a_class() -> None:
