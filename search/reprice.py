@@ -102,7 +102,7 @@ def run_evaluations(folder: Path) -> list[Evaluation]:
         raise BestServeError("run", str(folder), "holds no finished run", "the folder of a finished run")
     import pyarrow.parquet
 
-    return [Evaluation.from_dict(row) for row in pyarrow.parquet.read_table(path).to_pylist()]
+    return [Evaluation.from_dict(row) for row in pyarrow.parquet.ParquetFile(path).read().to_pylist()]
 
 
 def offers_at(evaluations: list[Evaluation], tariff: Tariff) -> list[Offer]:
