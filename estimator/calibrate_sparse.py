@@ -30,6 +30,7 @@ from estimator.calibrate_groups import (
 from estimator.catalogue.gpus import load_gpu
 from estimator.catalogue.models import load_model
 from estimator.catalogue.timing import load_timing
+from estimator.dtypes import WeightDtype
 from estimator.hardware import Gpu
 from estimator.model import LatentAttention, ModelShape
 from estimator.operators import Operator, stage_operators
@@ -109,10 +110,12 @@ def _others(x: Rows, *, timing: OperatorTiming, is_prefill: bool) -> Rows:
     return {"others_s": seconds + line.launch_s + line.s_per_cached_token * cached}
 
 
-def module_operators(model: ModelShape, num_heads: int) -> list[Gemm | Elementwise]:
+def module_operators(model: ModelShape, num_heads: int, weight_dtype: WeightDtype = "fp8") -> list[Gemm | Elementwise]:
     """The module's operators in one layer with that many heads, attention itself left out."""
     last = model.layers[-1]
     assert isinstance(last.attention, LatentAttention)  # of the one model that is read here
     layer = replace(last, count=1, attention=replace(last.attention, num_heads=num_heads))
-    operators: tuple[Operator, ...] = stage_operators(replace(model, layers=(layer,)), Parallelism(), "fp8", "bf16")
+    operators: tuple[Operator, ...] = stage_operators(
+        replace(model, layers=(layer,)), Parallelism(), weight_dtype, "bf16"
+    )
     return [op for op in operators if op.name in MODULE and isinstance(op, Gemm | Elementwise)]
