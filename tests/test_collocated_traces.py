@@ -226,3 +226,27 @@ print(repr(random_run("prefill_first").finish_s.tolist()))
     )
     expected = random_run("prefill_first").finish_s
     np.testing.assert_allclose(np.array(ast.literal_eval(printed.stdout)), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_skipping_steps_changes_nothing_where_schedulers_look_now_and_then(seed: int) -> None:
+    """Polling every few steps, holding prompts back, looking a step ahead, a front end: as with every step alone."""
+    rng = np.random.default_rng(seed)
+    instance = replace(
+        instance_of(rough_cost(64, 8), 64, 8, num_kv_blocks=40),
+        poll_steps=int(rng.integers(1, 6)) if seed % 2 else 1,
+        wait_steps=int(rng.integers(1, 6)) if seed % 3 else 0,
+        looks_ahead=bool(rng.random() < 0.5),
+        frontend_s=0.001 * rng.random(),
+        overhead_s_per_token=1e-5 * rng.random(),
+    )
+    policies: tuple[CollocatedPolicy, ...] = ("chunked", "prefill_first")
+    system = Collocated(instance=instance, num_instances=1 + seed % 2, policy=policies[seed // 2 % 2])
+    concurrency = None if seed % 5 < 3 else int(rng.integers(1, 12))
+    num = 80
+    requests = requests_of(np.cumsum(rng.exponential(0.3, num)), rng.integers(1, 150, num), rng.integers(1, 60, num))
+    pool, jobs = collocated_pool(system, 0), collocated_jobs(system, requests, open_loop=concurrency is None)
+    weights = np.zeros(len(ITL_EDGES_S) - 1)
+    fast, plain = (run_pool(replace(pool, longest_jump=k), jobs, weights, concurrency=concurrency) for k in (MANY, 1))
+    np.testing.assert_allclose(fast.first_s, plain.first_s, rtol=1e-9)
+    np.testing.assert_allclose(fast.finish_s, plain.finish_s, rtol=1e-9)

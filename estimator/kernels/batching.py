@@ -15,7 +15,7 @@ Arrays, which every function takes in this order (flat, because a compiled call 
 | work (lanes, ...) | cached tokens S, stage time and its growth per step, time of each mark |
 | job (num, 8) int | tokens to do and held, steps left, clock of joining or -1, neighbours, own blocks, cached prefix |
 | when (num, 7) | start, first token, finish, arrival, last token before an eviction, eviction, visible, s |
-| look (instances, 4) | arrivals noticed until, steps since, steps that waiting prompts were held back, end of work |
+| look (instances, 4) | arrivals noticed until, steps since, steps that prompts are held back (-1: not), end of work |
 | sums (6,) | busy s, KV block·s, steps, evictions, evicted s, end s |
 | weights | histogram of token gaps |
 | tab | the tables D, H, b, b_w and M of `estimator.iteration`, one after the other |

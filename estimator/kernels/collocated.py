@@ -151,22 +151,27 @@ def _notice(lane, job, when, look, r, g, t):
     horizon, most = look[g, HORIZON], MANY
     if r.poll_steps > 1:
         most = int(r.poll_steps - look[g, SINCE_LOOK])
-    if r.wait_steps > 0 and resident > 0 and look[g, HELD_STEPS] < r.wait_steps:
+    if r.wait_steps > 0 and resident > 0:
         waiting = 0
         for at in range(first, first + num):
             i = lane[at, NEXT_WAITING]
             while i >= 0 and when[i, VISIBLE] <= horizon and waiting < FULL_ENOUGH * r.max_tokens:
                 waiting += job[i, TODO]
                 i = job[i, AFTER]
+            if i >= 0 and when[i, VISIBLE] > horizon and r.poll_steps <= 1:
+                most = 1  # it is noticed a step later
         if waiting > 0 and waiting < FULL_ENOUGH * r.max_tokens:
-            return -1.0, int(r.wait_steps - look[g, HELD_STEPS])
-    look[g, HELD_STEPS] = 0
+            if look[g, HELD_STEPS] < r.wait_steps:
+                look[g, HELD_STEPS] = max(look[g, HELD_STEPS], 0)
+                return -1.0, min(most, int(r.wait_steps - look[g, HELD_STEPS]))
+            most = 1  # those who still find no room are held back again
+    look[g, HELD_STEPS] = -1
     return horizon, most
 
 
 @njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
-def _look(lane, look, r, g, t, steps, start_s):
-    """Notes at t, the end of `steps` steps of instance g, which arrivals its next step may hold.
+def _look(lane, look, r, g, t, steps, last_s):
+    """Notes at t, the end of `steps` steps of instance g, which arrivals its next step may hold; the last took last_s.
 
     A scheduler that looks ahead has put that step together while the last one began.
     """
@@ -174,11 +179,18 @@ def _look(lane, look, r, g, t, steps, start_s):
     for at in range(g * r.dp * r.pp, (g + 1) * r.dp * r.pp):
         prompts += lane[at, TOKENS]
     look[g, SINCE_LOOK] += steps
-    look[g, HELD_STEPS] += steps
+    if look[g, HELD_STEPS] >= 0:
+        look[g, HELD_STEPS] += steps
     look[g, STOPPED] = t
     if prompts > 0 or look[g, SINCE_LOOK] >= r.poll_steps:
         look[g, SINCE_LOOK] = 0
-        look[g, HORIZON] = t - (t - start_s) / steps if r.looks_ahead else t
+        look[g, HORIZON] = t - last_s if r.looks_ahead else t
+
+
+@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
+def _may_join(lane, r, at, is_behind):
+    """Whether a request that comes to lane `at` may change its next step; a held-back batch may just have filled."""
+    return r.poll_steps <= 1 and (r.wait_steps > 0 or (not is_behind and has_seat(lane, r, at)))
 
 
 @njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
@@ -219,8 +231,8 @@ def _plan(lane, work, job, when, sums, tab, r, g, t, horizon, most):
 
 @njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
 def _pass_time(lane, work, sums, weights, tab, r, g, k, start_s):
-    """Advances clocks, KV caches, integrals and gaps of instance g by its k steps."""
-    num, done = r.dp * r.pp, 0
+    """Advances clocks, KV caches, integrals and gaps of instance g by its k steps; returns the time of the last."""
+    num, done, last_s = r.dp * r.pp, 0, 0.0
     while done < k:
         first_s, slope_s, holds = _segment(lane, work, tab, r, g, done)
         holds = min(holds, k - done)
@@ -241,8 +253,8 @@ def _pass_time(lane, work, sums, weights, tab, r, g, k, start_s):
                     record_gaps(weights, GAPS_PER_DECADE, gap_s, gap_s, lane[at, r.mark_at + m] * r.gain)
                     num_gaps -= lane[at, r.mark_at + m]
                 lane[at, MARKS] = 0
+        last_s = first_s + slope_s * (holds - 1)
         if num_gaps > 0:
-            last_s = first_s + slope_s * (holds - 1)
             record_gaps(weights, GAPS_PER_DECADE, first_s / r.gain, last_s / r.gain, num_gaps * r.gain)
         done += holds
     for at in range(g * num, (g + 1) * num):
@@ -256,6 +268,7 @@ def _pass_time(lane, work, sums, weights, tab, r, g, k, start_s):
             if unmarked > 0:
                 work[at, MARK_S + lane[at, MARKS]], lane[at, r.mark_at + lane[at, MARKS]] = start_s, unmarked
                 lane[at, MARKS] += 1
+    return last_s
 
 
 @njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
@@ -298,12 +311,12 @@ def run_instances(lane, work, job, when, sums, weights, tab, r, visible, front, 
         while tree[1] <= t:  # 1. steps end
             g = _first_end(tree)
             _set_end(tree, g, NEVER)
-            _pass_time(lane, work, sums, weights, tab, r, g, steps[g], start_s[g])
+            last_s = _pass_time(lane, work, sums, weights, tab, r, g, steps[g], start_s[g])
             ended = 0
             for at in range(g * num_lanes, (g + 1) * num_lanes):
                 ended += end_lane(lane, work, job, when, weights, r, at, t)
             outstanding[g] -= ended
-            _look(lane, look, r, g, t, steps[g], start_s[g])
+            _look(lane, look, r, g, t, steps[g], last_s)
             sums[BUSY], sums[NUM_STEPS], sums[END] = sums[BUSY] + t - start_s[g], sums[NUM_STEPS] + steps[g], t
             steps[g] = 0
             if r.concurrency > 0:
@@ -322,7 +335,11 @@ def run_instances(lane, work, job, when, sums, weights, tab, r, visible, front, 
                 if steps[g] == 0 and not is_listed[g]:
                     idle[num_idle], is_listed[g] = g, True
                     num_idle += 1
-                elif steps[g] > 1 and r.poll_steps <= 1 and not is_behind and has_seat(lane, r, at):
+                elif (
+                    steps[g] > 1
+                    and r.poll_steps <= 1
+                    and (r.wait_steps > 0 or (not is_behind and has_seat(lane, r, at)))
+                ):
                     steps[g], span_s = _jump(lane, work, tab, r, g, steps[g], t - start_s[g])
                     _set_end(tree, g, start_s[g] + span_s)
             elif r.concurrency > 0 and released < num:
