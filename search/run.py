@@ -53,7 +53,7 @@ class RunFolder:
             folder._check_same(spec_text)
             folder._hold()
             return folder
-        if folder.journal.exists():
+        if folder.is_taken:
             raise BestServeError("out", str(path), "already holds a run", "--resume to go on with it, or another --out")
         path.mkdir(parents=True, exist_ok=True)
         folder._hold()
@@ -69,6 +69,11 @@ class RunFolder:
             raise BestServeError(
                 "out", str(self.path), "is in use by another driver", "another --out, or --storage to share one study"
             ) from None
+
+    @property
+    def is_taken(self) -> bool:
+        """Whether the folder holds a run; one kept in a shared storage has no journal here."""
+        return self.journal.exists() or (self.path / "spec.yaml").exists()
 
     @property
     def journal(self) -> Path:
@@ -114,7 +119,7 @@ def versions() -> dict[str, str]:
 def free_path(parent: Path, name: str) -> Path:
     """`parent/name`, or with the first of -2, -3, … that holds no run yet."""
     path, number = parent / name, 1
-    while RunFolder(path).journal.exists():
+    while RunFolder(path).is_taken:
         number += 1
         path = parent / f"{name}-{number}"
     return path
@@ -124,7 +129,7 @@ def latest_path(parent: Path, name: str) -> Path:
     """The last of `parent/name`, `name-2`, … that holds a run; raises `BestServeError` if none does."""
     path, number = None, 1
     candidate = parent / name
-    while RunFolder(candidate).journal.exists():
+    while RunFolder(candidate).is_taken:
         path, number = candidate, number + 1
         candidate = parent / f"{name}-{number}"
     if path is None:

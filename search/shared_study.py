@@ -76,9 +76,15 @@ class SharedStudy:
         self._execute("SELECT pg_advisory_unlock(%s)", self._key(text))
 
     def append(self, space: Space, strategy: Strategy, evaluation: Evaluation, usd_per_h: float) -> None:
-        """One finished evaluation, committed when this returns, and the claim given up."""
-        attributes = {"evaluation": evaluation.as_dict()}
-        self._study.add_trial(finished_trial(space, strategy, evaluation, usd_per_h, attributes))
+        """One finished evaluation, committed when this returns, and the claim given up.
+
+        A driver that died after sending its answer may have freed the claim before the server kept the answer: then
+        the strategy was evaluated again, and is recorded once.
+        """
+        self._look()
+        if evaluation.strategy not in self._finished:
+            attributes = {"evaluation": evaluation.as_dict()}
+            self._study.add_trial(finished_trial(space, strategy, evaluation, usd_per_h, attributes))
         self._release(evaluation.strategy)
 
     def close(self) -> None:
