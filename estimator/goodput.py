@@ -150,14 +150,18 @@ def goodput(
     return _answer(prober, low, high, num_parts)
 
 
-def probe(system: System, workload: Workload, slo: Slo, rate_req_s: float, *, seed: int = 0) -> Probe:
+def probe(
+    system: System, workload: Workload, slo: Slo, rate_req_s: float, *, seed: int = 0, most: int | None = None
+) -> Probe:
     """The whole system at one rate, on the requests that `goodput` judges last; `excess` ≤ 1 if it carries the rate.
 
-    The simulation is of an equal part. Its window can be judged by another SLO without simulating again.
+    The simulation is of an equal part. Its window can be judged by another SLO without simulating again. `most`:
+    requests at most, the first ones.
     """
     part, part_workload, num_parts = equal_part(system, workload)
     prober = _prober(part, part_workload, slo, seed)
-    return prober.at(rate_req_s / num_parts, len(prober.unit_requests))
+    num = len(prober.unit_requests)
+    return prober.at(rate_req_s / num_parts, num if most is None else min(num, most))
 
 
 def _prober(part: System, workload: Workload, slo: Slo, seed: int) -> Prober:

@@ -21,6 +21,8 @@ from search.tariff import Tariff
 from spaces.problem import Problem, kv_medium, link_of, system_of
 from spaces.strategy import Strategy
 
+MOST_REQUESTS = 65_536  # of a probe: goodput judges large data-parallel instances on up to 200,000
+
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class Ledger:
@@ -102,7 +104,8 @@ class Ledger:
         self.num_simulated += 1
         system = self.system(strategy, network_bytes_per_s)
         rate = self.demand_req_s if rate_req_s is None else rate_req_s
-        return probe(system, workload or self.problem.workload, self.problem.slo, rate, seed=self.seed)
+        problem = self.problem
+        return probe(system, workload or problem.workload, problem.slo, rate, seed=self.seed, most=MOST_REQUESTS)
 
     def system(self, strategy: Strategy, network_bytes_per_s: float | None = None) -> System:
         """The strategy's system, on another network if one is given."""
