@@ -145,13 +145,28 @@ class PoolTwin:
             before, self.now = self.now, max(min(times), self.now)
             self._integrate(self.now - before)
             self._round(self.now + SAME_S)
+            self._check_room()
+
+    def _check_room(self) -> None:
+        """No lane holds more KV tokens than it has, but for a lone request."""
+        for source in self.sources:
+            prompts = sum(job.prompt for job in source.holding)
+            assert (
+                len(source.holding) <= 1 or prompts + HALF_BLOCK * len(source.holding) <= self.prefill.capacity_tokens
+            )
+        for unit, lanes in self._decode_units():
+            for lane in lanes:
+                coming = lane.coming + lane.arrived
+                seated = len(lane.seqs) + len(lane.redo) + len(coming)
+                grown = len(lane.seqs) * self.gain if self.steps[unit] else 0.0
+                tokens = self._used(lane) + sum(job.total for job in coming) + grown
+                assert seated <= 1 or tokens + HALF_BLOCK * seated <= self.decode.capacity_tokens / self.pp
 
     def _integrate(self, seconds: float) -> None:
         self.kv_token_s[0] += seconds * sum(job.prompt for lane in self.sources for job in lane.holding)
-        for unit, lanes in self._decode_units():
-            coming = sum(job.total for lane in lanes for job in lane.coming + lane.arrived)
-            self.kv_token_s[1] += seconds * (coming + sum(self._used(lane) for lane in lanes))
-            assert unit >= 0
+        for lane in self.targets:
+            coming = sum(job.total for job in lane.coming + lane.arrived)
+            self.kv_token_s[1] += seconds * (coming + self._used(lane))
 
     def _decode_units(self) -> list[tuple[int, list[DecodeLane]]]:
         ranks = self.ranks[1]

@@ -1,10 +1,10 @@
-"""The two-pool event loop against its plain twin, what it conserves, and input that is made to break it."""
+"""The two-pool event loop against its plain twin."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from estimator.instance import BLOCK_TOKENS, EngineLimits, Instance
@@ -45,7 +45,7 @@ def instances(draw: st.DrawFn, scale: float) -> Instance:
         limits=EngineLimits(max_num_batched_tokens=max_tokens, max_num_seqs=max_seqs),
         parallelism=Parallelism(pp=draw(st.sampled_from([1, 1, 2])), dp=draw(st.sampled_from([1, 1, 2]))),
         gpu="g",
-        num_kv_blocks=draw(st.integers(5, 40)),
+        num_kv_blocks=draw(st.sampled_from([6, 8, 10, 14, 20, 40])),
         kv_bytes_per_token=1.0,
         request_overhead_s=draw(st.sampled_from([0.0, 0.00137])),
         stage_transfer_s=0.00231,
@@ -112,12 +112,8 @@ TIMES = {
 }
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
-@given(system=systems(), requests=loads(), concurrency=st.sampled_from([None, None, 1, 3, 20]), seed=st.integers(0, 9))
-def test_kernel_equals_the_plain_twin(
-    system: Disaggregated, requests: Requests, concurrency: int | None, seed: int
-) -> None:
-    """Fast-forwarding changes no time of any request and no integral by more than 1e-9 of it, whatever the policy."""
+def assert_equal(system: Disaggregated, requests: Requests, concurrency: int | None, seed: int) -> None:
+    """Kernel and twin agree on every time of every request, on rejections, preemptions and KV use."""
     run = run_disaggregated(system, requests, concurrency, seed)
     twin = PoolTwin(system, requests, concurrency, seed)
     twin.run()
@@ -129,3 +125,33 @@ def test_kernel_equals_the_plain_twin(
     assert run.prefill is not None
     assert run.prefill.kv_block_s * BLOCK_TOKENS == pytest.approx(twin.kv_token_s[0], rel=1e-9, abs=1e-9)
     assert run.decode.kv_block_s * BLOCK_TOKENS == pytest.approx(twin.kv_token_s[1], rel=1e-9, abs=1e-6)
+
+
+CASES = {
+    "system": systems(),
+    "requests": loads(),
+    "concurrency": st.sampled_from([None, None, 1, 3, 20]),
+    "seed": st.integers(0, 9),
+}
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(**CASES)
+def test_kernel_equals_the_plain_twin(
+    system: Disaggregated, requests: Requests, concurrency: int | None, seed: int
+) -> None:
+    """Fast-forwarding changes no time of any request and no integral by more than 1e-9 of it, whatever the policy.
+
+    The twin checks as it goes that no lane holds more KV tokens than it has.
+    """
+    assert_equal(system, requests, concurrency, seed)
+
+
+@pytest.mark.slow
+@settings(max_examples=3000, deadline=None, suppress_health_check=list(HealthCheck))
+@given(**CASES)
+def test_kernel_equals_the_plain_twin_in_thousands_of_cases(
+    system: Disaggregated, requests: Requests, concurrency: int | None, seed: int
+) -> None:
+    """The same on 3,000 cases drawn anew."""
+    assert_equal(system, requests, concurrency, seed)
