@@ -96,9 +96,9 @@ def test_best_is_the_least_mean_loss() -> None:
 
 @pytest.mark.skipif(not SHARED.is_file(), reason="no shared measurements beside the checkout")
 def test_measured_runs_of_two_pools() -> None:
-    """Every eighth silicon run of two pools: TPOT within 15 % and TTFT within 40 % in the median."""
+    """Every eighth silicon run of two pools: TPOT within 20 % and TTFT within 40 % in the median."""
     runs = [run for run in read_runs(SHARED) if run.mode == "disaggregated"][::8]
     latency = [answer(run).latency_ms for run in runs]
-    for metric, limit in (("tpot_mean_ms", 0.15), ("ttft_mean_ms", 0.40)):
+    for metric, limit in (("tpot_mean_ms", 0.20), ("ttft_mean_ms", 0.40)):
         errors = [abs(a[metric] / run.measured_ms[metric] - 1) for a, run in zip(latency, runs, strict=True)]
         assert float(np.median(errors)) < limit
