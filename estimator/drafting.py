@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from estimator.build import instance_of, layout_kernels, step_cost
+from estimator.build import StepPart, instance_of, layout_kernels, step_breakdown, step_cost
 from estimator.catalogue.timing import load_timing
 from estimator.dtypes import Dtypes
 from estimator.engine import Engine
@@ -52,6 +52,42 @@ def build_drafting_instance(  # noqa: PLR0913  a layout has this many sides
         return instance
     body = layout.cost(kernels, speculation.tokens_per_seq)
     return replace(instance, cost=with_drafts(body, draft[0], draft[1], speculation))
+
+
+def drafting_breakdown(  # noqa: PLR0913  a layout and a step have this many sides
+    *,
+    model: ModelShape,
+    gpu: Gpu,
+    engine: Engine,
+    parallelism: Parallelism,
+    dtypes: Dtypes,
+    num_seqs: int,
+    cached_tokens: float,
+    speculation: Speculation,
+) -> list[StepPart]:
+    """A decode step by operator, longest first: the body's at q tokens a sequence, and the draft passes as one part.
+
+    The parts add up to the step of the drafting instance. The body's are those of a step of q·num_seqs sequences,
+    brought to the seconds that num_seqs sequences of q tokens take (their cached tokens are read once).
+    """
+    q = speculation.tokens_per_seq
+    limits = EngineLimits(max_num_batched_tokens=q * num_seqs, max_num_seqs=num_seqs)
+    layout = _Layout(gpu, engine, parallelism, dtypes, limits, q)
+    body = layout.cost(layout.kernels(model, q), q)
+    whole = with_drafts(body, layout.pass_cost(model, q), layout.pass_cost(model, 1), speculation)
+    body_s, whole_s = (cost.decode_step_s(num_seqs, cached_tokens) for cost in (body, whole))
+    parts = step_breakdown(
+        model=model,
+        gpu=gpu,
+        engine=engine,
+        parallelism=parallelism,
+        dtypes=dtypes,
+        num_seqs=q * num_seqs,
+        cached_tokens=cached_tokens,
+    )
+    share = body_s / sum(part.seconds for part in parts)
+    drafts = StepPart(operator="draft", phase="decode", seconds=whole_s - body_s, bound="memory")
+    return sorted([*(replace(part, seconds=share * part.seconds) for part in parts), drafts], key=lambda p: -p.seconds)
 
 
 class _Layout:

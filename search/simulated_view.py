@@ -5,12 +5,12 @@ from __future__ import annotations
 from functools import partial
 
 from estimator.build import StepPart, step_breakdown
+from estimator.drafting import drafting_breakdown
 from estimator.dtypes import Dtypes
 from estimator.latency import LatencySummary
-from estimator.outcome import Infeasible
 from search.estimate import estimate, existing_system
 from search.view import Candidate, Curve, OperatorTime
-from spaces.problem import Problem, instance_of
+from spaces.problem import Problem
 from spaces.strategy import Strategy
 
 CURVE_FRACS = (0.1, 0.25, 0.4, 0.55, 0.7, 0.8, 0.9, 0.95, 1.0, 1.05, 1.1)  # of a strategy's goodput
@@ -70,14 +70,9 @@ def breakdown_of(problem: Problem, strategy: Strategy, summary: LatencySummary) 
             cached_tokens = num_seqs * (input_tokens + output_tokens / 2)
             if problem.speculation is None:
                 parts += step(num_seqs=num_seqs, cached_tokens=cached_tokens)
-            else:  # the body verifies q tokens a sequence; what the step takes beyond that are the draft passes
-                q = problem.speculation.tokens_per_seq
-                body = step(num_seqs=q * num_seqs, cached_tokens=cached_tokens)
-                instance = instance_of(problem, pool)
-                assert not isinstance(instance, Infeasible)  # the summary is of a run of this pool
-                whole_s = instance.cost.decode_step_s(num_seqs, cached_tokens)
-                drafts_s = whole_s - sum(part.seconds for part in body)
-                parts += [*body, StepPart(operator="draft", phase="decode", seconds=drafts_s, bound="memory")]
+            else:
+                drafting = partial(drafting_breakdown, **step.keywords, speculation=problem.speculation)
+                parts += drafting(num_seqs=num_seqs, cached_tokens=cached_tokens)
         if pool.role != "d":
             computed = round(input_tokens * (1 - problem.workload.cached_frac))
             budget = pool.limits(problem.engine.limits).max_num_batched_tokens
