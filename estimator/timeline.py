@@ -6,6 +6,8 @@ its start, then grows evenly from the first token to the last (steps differ in l
 approximation). An instance that does both phases holds whole blocks, half of the last one in the mean; a prefill
 instance holds the prompt until its cache has arrived. A preempted request is shown as if it had kept its cache.
 
+A run of two pools must not hold the first token back (`Disaggregated.holds_first_token`): it marks the prompt's end.
+
 | state | from | to |
 |---|---|---|
 | waiting | arrival | prefill start |

@@ -104,6 +104,6 @@ def _serving_rows(problem: Problem, strategy: Strategy) -> list[tuple[str, str]]
         link = link_of(problem, strategy)
         rate = min(link.egress_bytes_per_s, link.ingress_bytes_per_s) / 1e9
         rows.append(
-            ("KV hand-over", f"{rate:.3g} GB/s per instance, one transfer at a time, {1e6 * link.latency_s:g} µs")
+            ("KV hand-over", f"{rate:.3g} GB/s per instance, one transfer at a time, {1e3 * link.latency_s:.3g} ms")
         )
     return rows

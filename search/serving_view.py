@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -31,7 +31,10 @@ class PoolLoad:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestSpan:
-    """One request on its way, seconds from the start of the window; `kv_arrival_s` None in collocated serving."""
+    """One request on its way, seconds from the start of the window; `kv_arrival_s` None in collocated serving.
+
+    `first_token_s`: when it is computed; a client of two pools sees it when the cache has arrived.
+    """
 
     arrival_s: float
     prefill_start_s: float
@@ -62,12 +65,15 @@ def serving_of(problem: Problem, strategy: str, rate_req_s: float) -> Serving:
 
     from estimator.goodput import equal_part
     from estimator.simulate import simulate
+    from estimator.system import Collocated
     from estimator.timeline import timeline
     from search.estimate import existing_system
     from spaces.strategy import Strategy
 
     system = existing_system(problem, Strategy.parse(strategy))
     part, workload, num_parts = equal_part(system, problem.workload)
+    if not isinstance(part, Collocated):
+        part = replace(part, holds_first_token=False)  # the same events; the end of the prompt is what is drawn
     requests = workload.draw(rate_req_s / num_parts, NUM_REQUESTS, 0)
     run = simulate(part, requests)
     start_s = float(requests.arrival_s[NUM_REQUESTS // 4])
