@@ -6,8 +6,9 @@ Four rules, from the rows' TTFT read as Little's law (requests ahead of the firs
 - *TensorRT-LLM's decode seats* are its build's `max_batch_size`, the largest power of two within the share that an
   instance's rank has of the highest concurrency its deployment was driven at: of 36, 135, 192 and 245 requests on
   4 × 8, 15 × 8, 4 × 32 and 7 × 32 seats 4, 17, 63 and 21 wait.
-- *TensorRT-LLM computes one prompt a step* (`prefill_max_batch` of every row); vLLM and SGLang cut prompts into chunks
-  of the token budget, as they do by default.
+- *TensorRT-LLM computes whole prompts*, as many as the token budget holds; vLLM and SGLang cut prompts into chunks of
+  it, as they do by default. `prefill_max_batch`, 1 in every row, is not kept: at 28,000 prompt tokens a second and GPU
+  prompts of 1,000 tokens were packed, and one prompt a step makes the error larger.
 - *A hand-over* takes the router, both front ends and the connector `hand_over_s` of the engine beside the transfer,
   fitted by `estimator.calibrate_pools`.
 """
@@ -23,7 +24,7 @@ from estimator.measured_runs import MeasuredRun
 from estimator.system import DISTSERVE, Disaggregated, KvLink
 
 LINK_FRAC = 0.7  # share of a link's rate a hand-over reaches
-WHOLE_PROMPTS = "trtllm"  # the engine whose batch limits are built in
+WHOLE_PROMPTS = "trtllm"  # the engine without chunks by default, and whose batch limits are built in
 
 
 def decode_seats(run: MeasuredRun) -> int | None:
@@ -42,9 +43,8 @@ def pools_system(
     """The system that the row describes; `latency_s` replaces the engine's fitted hand-over."""
     seats = decode_seats(run)
     if seats is not None:
-        decode = with_seats(decode, seats)
-    if run.engine == WHOLE_PROMPTS:
-        prefill = with_seats(prefill, 1)
+        limits = replace(decode.limits, max_num_seqs=min(seats, decode.limits.max_num_seqs))
+        decode = replace(decode, limits=limits)
     gpu = load_gpu(run.gpu)
     per_gpu = gpu.nvlink_bytes_per_s if run.num_gpus <= gpu.nvlink_domain_gpus else gpu.network_bytes_per_s
     chunk_tokens = 0 if run.engine == WHOLE_PROMPTS else prefill.limits.max_num_batched_tokens
@@ -61,9 +61,3 @@ def pools_system(
         policy=replace(DISTSERVE, chunk_tokens=chunk_tokens),
         holds_first_token=True,
     )
-
-
-def with_seats(instance: Instance, max_num_seqs: int) -> Instance:
-    """The instance with at most so many sequences a rank."""
-    most = min(max_num_seqs, instance.limits.max_num_seqs)
-    return replace(instance, limits=replace(instance.limits, max_num_seqs=most))
