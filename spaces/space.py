@@ -20,7 +20,7 @@ from spaces.choices import SearchSpace
 from spaces.counts import Counts
 from spaces.problem import Problem, memory_fit
 from spaces.rules import broken_shape, broken_whole, providers_of
-from spaces.strategy import Pool, Role, Strategy
+from spaces.strategy import ROUTERS, Pool, Role, Strategy
 
 Params = dict[str, str | int]
 
@@ -201,7 +201,7 @@ class Space:
 
     def __contains__(self, strategy: object) -> bool:
         """Whether the strategy is one of the space's."""
-        if not isinstance(strategy, Strategy):
+        if not isinstance(strategy, Strategy) or strategy.router != ROUTERS[0]:
             return False
         policies = self._policies("disaggregated" if strategy.is_disaggregated else "collocated")
         known = all(replace(pool, count=1) in self._shape_sets.get(pool.role, ()) for pool in strategy.pools)

@@ -104,6 +104,7 @@ def test_size_counts_what_listing_lists(choices: dict[str, Any]) -> None:
     listed = list(space)
     assert space.size == len(listed) == len(set(listed)) > 0
     assert all(strategy in space for strategy in listed)
+    assert replace(listed[0], router="least_outstanding") not in space
     assert all(broken_strategy(space.problem, strategy) is None for strategy in listed)
 
 

@@ -155,6 +155,23 @@ def _studied(every: Truth, trials: int, seed: int) -> tuple[int, float, float]:
     return len(found), area, least(got, paid) / least(goodput, cost) - 1.0
 
 
+def exact(cache: Path) -> None:
+    """Spaces gone through whole: how many strategies the bound leaves to simulate, and whose front is found."""
+    print("| problem | strategies | simulated | front |\n|---|---|---|---|")
+    for name in PROBLEMS:
+        every = truth(name, cache)
+        table = every.by_text
+        executor = LocalExecutor(every.space.problem, seed=0, evaluate=lambda _, s, __, table=table: table[str(s)])  # type: ignore[misc]
+        settings = Settings(sampler="exhaustive", demand_req_s=every.spec.traffic.rate_req_s)
+        found = list(Study(every.space, executor, every.cost_of, settings).run().evaluations)
+        fronts = []
+        for evaluations in (found, list(every.by_text.values())):
+            goodput, cost = every.points(evaluations)
+            fronts.append({(goodput[i], cost[i]) for i in non_dominated(goodput, cost)})
+        same = "the true one" if fronts[0] == fronts[1] else "another"
+        print(f"| {name} | {every.space.size:,} | {len(found):,} | {len(fronts[1])} points, {same} |", flush=True)
+
+
 def timed_plan(given: Mapping[str, Any], workers: int | None) -> tuple[float, int]:
     """Seconds and evaluations of a whole plan in a folder of its own."""
     with tempfile.TemporaryDirectory() as folder:
@@ -328,7 +345,7 @@ def main() -> None:
         "overhead": overhead,
         "scale": scale,
     }
-    parts |= {"sweep": sweep, "truth": truths, "machinery": machinery}
+    parts |= {"sweep": sweep, "truth": truths, "machinery": machinery, "exact": exact}
     for name in (argument for argument in arguments if not argument.startswith("--")):
         parts[name](cache)
 
