@@ -200,12 +200,15 @@ def _integrals(
 ) -> PoolIntegrals:
     busy_s, held, steps, preemptions, evicted_s, end_s = (float(total) for total in sums)
     begin_s = float(np.nanmin(arrival)) if arrival.size else 0.0
+    sojourn, wait = (finish - start).sum(), (start - arrival).sum()
+    if np.isnan(sojourn):  # some were rejected
+        sojourn, wait = np.nansum(finish - start), np.nansum(start - arrival)
     return PoolIntegrals(
         num_instances=pool.num_instances,
         duration_s=max(0.0, end_s - begin_s),
         busy_s=busy_s,
-        running_seq_s=float(np.nansum(finish - start)) - evicted_s,
-        waiting_seq_s=float(np.nansum(start - arrival)) + evicted_s,
+        running_seq_s=float(sojourn) - evicted_s,
+        waiting_seq_s=float(wait) + evicted_s,
         kv_block_s=held,
         num_steps=int(steps),
         num_preemptions=int(preemptions),
