@@ -171,7 +171,7 @@ def test_the_network_is_paid_where_it_is_used(tmp_path: Path) -> None:
     tariff = Tariff(cards=plain.cards, gpus=plain.gpus, network_usd_per_gpu_h=0.05)
     within, beyond = (
         Strategy.parse("2p-tp1@h100_sxm+2d-tp1@h100_sxm"),
-        Strategy.parse("8p-tp1@h100_sxm+8d-tp1@h100_sxm"),
+        Strategy.parse("9p-tp1@h100_sxm+7d-tp1@h100_sxm"),
     )
     assert tariff.usd_per_h(within) == plain.usd_per_h(within)
     assert tariff.usd_per_h(beyond) - plain.usd_per_h(beyond) == pytest.approx(0.80)
