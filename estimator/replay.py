@@ -229,8 +229,4 @@ def _system(run: MeasuredRun, instances: list[Instance], engine: Engine, hand_ov
     if len(instances) == 1:
         return Collocated(instance=instances[0], num_instances=num_instances(run), policy=engine.policy)
     prefill, decode = instances
-    mean_input = sum(run.input_bounds) / 2  # two pools know one overhead for all requests
-    prefill = replace(
-        prefill, request_overhead_s=prefill.request_overhead_s + prefill.overhead_s_per_token * mean_input
-    )
     return pools_system(run, prefill, decode, hand_over_s)

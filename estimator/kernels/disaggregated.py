@@ -6,6 +6,8 @@ turns on the stages: each sees pp stage times a step and holds its share of sequ
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -44,6 +46,8 @@ def run_disaggregated(
 
     `stop_after`: end once the first so many requests are finished; later ones are left as they are then.
     """
+    if len(requests) > 0:
+        system = replace(system, prefill=_with_mean_overhead(system.prefill, requests))
     num, prefill, decode = len(requests), system.prefill, system.decode
     jobs = _jobs(system, requests, concurrency, seed)
     num_units = (system.num_prefill, system.num_decode * decode.parallelism.pp)
@@ -60,6 +64,12 @@ def run_disaggregated(
     after = np.full(num, EMPTY, np.int64)
     run_pools(State(jobs=jobs, lists=lists, after=after, times=times, weights=weights), loop)
     return _simulation(system, requests, jobs, weights, (loop.prefill, loop.decode))
+
+
+def _with_mean_overhead(instance: Instance, requests: Requests) -> Instance:
+    """All requests pay the mean overhead of their lengths, so that they become visible in order of arrival."""
+    per_token_s = instance.overhead_s_per_token * float(requests.input_tokens.mean())
+    return replace(instance, request_overhead_s=instance.request_overhead_s + per_token_s)
 
 
 def _jobs(system: Disaggregated, requests: Requests, concurrency: int | None, seed: int) -> NDArray[np.void]:
