@@ -57,8 +57,12 @@ def step_cost(
     *,
     tokens_per_seq: int = 1,
     asynchronous: bool = True,
+    step_time_factor: float = 1.0,
 ) -> StepCost:
-    """The tables of one instance, indexed by sequences and by tokens; formulas in the module's docstring."""
+    """The tables of one instance, indexed by sequences and by tokens; formulas in the module's docstring.
+
+    `step_time_factor` multiplies them all.
+    """
     grid, q = kernels.tokens, tokens_per_seq
     seqs = np.arange(limits.max_num_seqs + 1, dtype=np.float64)
     tokens = np.arange(max(limits.max_num_batched_tokens, q * limits.max_num_seqs) + 1, dtype=np.float64)
@@ -83,7 +87,7 @@ def step_cost(
         attention_s_per_pair=k_attention * kernels.pair_s,
         window_attention_s_per_pair=k_attention * kernels.window_pair_s,
         decode_tokens_per_seq=q,
-    )
+    ).times(step_time_factor)
 
 
 def _scaled(parts: dict[Kind, FloatArray], costs: EngineCosts, grid: FloatArray) -> FloatArray:
@@ -160,7 +164,8 @@ def instance_of(  # noqa: PLR0913  a layout has this many sides
     if isinstance(blocks, Infeasible):
         return blocks
     costs = engine.costs_on(gpu.architecture)
-    cost = step_cost(kernels, costs, limits, asynchronous=engine.asynchronous)
+    factor = engine.step_time_factor_on(gpu.architecture)
+    cost = step_cost(kernels, costs, limits, asynchronous=engine.asynchronous, step_time_factor=factor)
     operators = stage_operators(model, parallelism, dtypes.weight, dtypes.kv)
     tiers = operator_tiers(operators, load_timing(gpu, engine.name), block_scaled=model.is_moe)
     return Instance(
@@ -211,12 +216,13 @@ def step_breakdown(  # noqa: PLR0913  a layout and a step have this many sides
     timing, costs = load_timing(gpu, engine.name), engine.costs_on(gpu.architecture)
     operators = stage_operators(model, parallelism, dtypes.weight, dtypes.kv)
     blocks, num_layers = model.is_moe, model.num_layers / parallelism.pp
+    factor = engine.step_time_factor_on(gpu.architecture)
 
     def seconds_of(chosen: tuple[Operator, ...], layers: float) -> float:
         kernels = step_kernels(
             chosen, timing, grid, num_layers=layers, power_law=engine.power_law_routing, block_scaled=blocks
         )
-        cost = step_cost(kernels, costs, limits, asynchronous=engine.asynchronous)
+        cost = step_cost(kernels, costs, limits, asynchronous=engine.asynchronous, step_time_factor=factor)
         if prefill_tokens:
             return cost.mixed_step_s(num_seqs, cached_tokens, [(prefill_tokens, 0)], 1)
         return cost.decode_step_s(num_seqs, cached_tokens)

@@ -133,7 +133,12 @@ class _Layout:
         """Tables of kernels under the engine's costs."""
         costs = self.engine.costs_on(self.gpu.architecture)
         return step_cost(
-            kernels, costs, self.limits, tokens_per_seq=tokens_per_seq, asynchronous=self.engine.asynchronous
+            kernels,
+            costs,
+            self.limits,
+            tokens_per_seq=tokens_per_seq,
+            asynchronous=self.engine.asynchronous,
+            step_time_factor=self.engine.step_time_factor_on(self.gpu.architecture),
         )
 
     def _alone(self, operators: tuple[Operator, ...], like: StepKernels, model: ModelShape) -> StepKernels:

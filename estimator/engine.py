@@ -27,7 +27,7 @@ date) and `engines_fit.json` (costs: fitted on whole runs by `estimator.calibrat
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 
 from estimator.errors import require
 from estimator.instance import EngineLimits
@@ -83,12 +83,12 @@ class EngineCosts:
     overhead_s_per_token: float = 1.5e-6
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            low, high = COST_BOUNDS[field.name]
-            value = getattr(self, field.name)
+        for cost in fields(self):
+            low, high = COST_BOUNDS[cost.name]
+            value = getattr(self, cost.name)
             require(
                 low <= value <= high,
-                field=f"engine cost {field.name}",
+                field=f"engine cost {cost.name}",
                 value=value,
                 rule="is outside its physical bound",
                 accepted=f"{low} to {high}",
@@ -116,8 +116,9 @@ class Engine:
 
     `limits` and `memory`: its defaults. `power_law_routing`: expert load under expert parallelism follows a power law.
     `asynchronous`: the next step is scheduled while this one runs. `pads_experts`: block-scaled fp8 experts fill a tile
-    of rows each, chosen or not. `support`: layouts it can be started in. `costs` per GPU architecture, `""` for any
-    other.
+    of rows each, chosen or not. `support`: layouts it can be started in. `step_time_factors`: by
+    architecture, what one's own measurement says of every step (`estimator.recalibrate`). `costs` per GPU architecture,
+    `""` for any other.
     """
 
     name: str
@@ -129,6 +130,7 @@ class Engine:
     asynchronous: bool
     pads_experts: bool = False
     support: LayoutSupport = LayoutSupport()
+    step_time_factors: Mapping[str, float] = field(default_factory=dict)
     costs: Mapping[str, EngineCosts]
     source: str
     date: str
@@ -141,3 +143,7 @@ class Engine:
     def costs_on(self, architecture: str) -> EngineCosts:
         """Costs on a GPU architecture, or those of any other."""
         return self.costs.get(architecture, self.costs[""])
+
+    def step_time_factor_on(self, architecture: str) -> float:
+        """How many times as long a step takes there as the costs say."""
+        return self.step_time_factors.get(architecture, 1.0)

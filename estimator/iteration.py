@@ -25,12 +25,18 @@ slowest *stage*; for attention dp > 1 indices are per rank and the step takes th
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 FloatArray = NDArray[np.float64]
+
+
+SECONDS = (
+    *("decode_s", "mixed_s", "head_s", "kv_read_s_per_token", "window_read_s_per_token"),
+    *("attention_s_per_pair", "window_attention_s_per_pair"),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -47,6 +53,11 @@ class StepCost:
     window_attention_s_per_pair: float
     decode_tokens_per_seq: int = 1
     accepted_tokens_per_step: float = 1.0
+
+    def times(self, factor: float) -> StepCost:
+        """The same steps, each `factor` times as long."""
+        seconds = {name: factor * getattr(self, name) for name in SECONDS}
+        return replace(self, **seconds) if factor != 1.0 else self
 
     def decode_step_s(self, num_seqs: int, cached_tokens: float) -> float:
         """Seconds of a pure decode step of `num_seqs` sequences that hold `cached_tokens` together."""

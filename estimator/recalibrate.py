@@ -1,8 +1,7 @@
 """Engine costs corrected by one's own measurement: how much longer a step takes, and what a request costs outside it.
 
-Every term of a step is one factor or fixed time of `EngineCosts` times kernel seconds (formulas in `estimator.build`):
-multiplying them all by s makes every step s times as long. `prefill_factor` multiplies other factors and stays. Values
-that would leave their physical bound stop there.
+A measurement of one strategy at one load tells two numbers apart, not the fitted costs behind them: every step of the
+engine on that architecture takes s times as long, and a request spends o seconds outside steps.
 """
 
 from __future__ import annotations
@@ -10,15 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from estimator.engine import COST_BOUNDS, Engine, EngineCosts
+from estimator.engine import COST_BOUNDS, Engine
 from estimator.errors import require
 
 STEP_BOUNDS = (0.5, 2.0)  # beyond, something else than the engine's speed differs from what was planned
-STEP_COSTS = (
-    *("gemm_factor", "block_gemm_factor", "decode_attention_factor", "latent_attention_factor"),
-    *("prefill_attention_factor", "moe_factor", "block_moe_factor", "mxfp4_moe_factor", "link_factor"),
-    *("elementwise_factor", "layer_s", "prefill_layer_s", "host_s", "prefill_host_s", "host_s_per_seq"),
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,12 +41,9 @@ class Recalibration:
 
 def recalibrated(engine: Engine, by: Recalibration) -> Engine:
     """The engine with corrected costs on that architecture, unchanged on others."""
-    costs = engine.costs_on(by.architecture)
-    scaled = {name: _bounded(name, by.step_time_factor * getattr(costs, name)) for name in STEP_COSTS}
-    corrected: EngineCosts = replace(costs, **scaled, request_overhead_s=by.request_overhead_s)
-    return replace(engine, costs={**engine.costs, by.architecture: corrected})
-
-
-def _bounded(name: str, value: float) -> float:
-    low, high = COST_BOUNDS[name]
-    return min(max(value, low), high)
+    costs = replace(engine.costs_on(by.architecture), request_overhead_s=by.request_overhead_s)
+    return replace(
+        engine,
+        costs={**engine.costs, by.architecture: costs},
+        step_time_factors={**engine.step_time_factors, by.architecture: by.step_time_factor},
+    )

@@ -17,7 +17,7 @@ class CalibrationSpec(Edge):
     engine: Literal["vllm", "sglang", "trtllm"] = Field(description="whose costs are corrected")
     architecture: str = Field(min_length=1, description="GPU architecture, for example hopper")
     step_time_factor: float = Field(ge=0.5, le=2.0, description="measured over modelled time of a step, 0.5 to 2")
-    request_overhead_ms: float = Field(ge=0, le=200, description="time of a request outside steps, 0 to 200 ms")
+    request_overhead_ms: float = Field(ge=0, le=150, description="time of a request outside steps, 0 to 150 ms")
     source: str = Field(min_length=1, description="what was measured")
     date: Annotated[str, BeforeValidator(str), Field(min_length=1)] = Field(description="when, 2026-11-25")
 
