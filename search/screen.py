@@ -38,6 +38,7 @@ MAX_ROWS = 400_000  # beyond it the table is thinned; a generation then takes ab
 NUM_COUNTS = 24  # instance counts kept per shape in a thinned table, geometric
 BALANCES = (0.6, 0.8, 0.9, 1.0, 1.1, 1.25, 1.6)  # decode instances kept, over those that match the prefill pool
 SHARES = (1.0, 1.05, 1.1, 1.2, 1.35)  # of the instances that carry the demand by the bound: what goodput loses to it
+MAX_PART = 32  # instances of an equal part in a thinned table: larger ones cost ten times as much to simulate
 NUM_DRAWN = 20_000  # requests whose mean the bound takes
 
 
@@ -245,13 +246,13 @@ class Screen:
         most_y = space.max_count(one_d, {one_p.gpu: one_p.num_gpus})
         balance = self.rate[p] / self.rate[d]
         return {
-            (x, y)
+            _alike_parts(x, y)
             for x in self._thinned(np.array([p]), np.arange(1, most_x + 1)).tolist()
             for share in BALANCES
             for y in (math.floor(x * balance * share), math.ceil(x * balance * share))
             if y >= 1
         } | {
-            (x, y)
+            _alike_parts(x, y)
             for y in self._thinned(np.array([d]), np.arange(1, most_y + 1)).tolist()
             for x in (math.floor(y / balance), math.ceil(y / balance))
             if x >= 1
@@ -312,6 +313,12 @@ def closed_form(space: Space, seed: int) -> RateOf:
         return min(found, 1e9)
 
     return rate
+
+
+def _alike_parts(x: int, y: int) -> tuple[int, int]:
+    """Counts near these that split into equal parts of about `MAX_PART` instances at most: one part is simulated."""
+    parts = max(1, (x + y) // MAX_PART)
+    return parts * max(1, round(x / parts)), parts * max(1, round(y / parts))
 
 
 def _crossed(outer: IntArray, inner: IntArray) -> tuple[IntArray, IntArray]:
