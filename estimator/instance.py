@@ -30,9 +30,13 @@ class Instance:
 
     `num_kv_blocks`: blocks of `BLOCK_TOKENS` tokens per attention-dp rank. `shared_prefix_blocks` of them hold cached
     prefixes for good. `kv_bytes_per_token`: of the whole instance, what a hand-over must move. `request_overhead_s`:
-    HTTP, tokenisation and scheduling before the first step, part of TTFT but of no step. `stage_transfer_s`: hand-over
-    of activations to the next pipeline stage. `tier`: what the times rest on, worst operator first
-    (`fitted`, `borrowed`, `data_sheet`).
+    HTTP, tokenisation and scheduling before the first step, part of TTFT and no step; `overhead_s_per_token` more for
+    each prompt token. `frontend_s`: what the front end does for one request after another. `cold_start_s`: the burst of
+    a closed loop waits so long for kernels that nobody has warmed up. The scheduler looks at its queue every
+    `poll_steps` decode steps and after every step with prompts; it holds prompts back for `wait_steps` decode steps
+    until they fill a step; `looks_ahead`: it puts the next step together when the present one begins.
+    `stage_transfer_s`: hand-over of activations to the next pipeline stage. `tier`: what the times rest on, worst
+    operator first (`fitted`, `borrowed`, `data_sheet`).
     """
 
     cost: StepCost
@@ -45,6 +49,7 @@ class Instance:
     stage_transfer_s: float = 0.0
     frontend_s: float = 0.0
     overhead_s_per_token: float = 0.0
+    cold_start_s: float = 0.0
     poll_steps: int = 1
     wait_steps: int = 0
     looks_ahead: bool = False

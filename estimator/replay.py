@@ -191,7 +191,8 @@ def _instance(run: MeasuredRun, pool: PreparedPool, engine: Engine) -> Instance:
         num_blocks=pool.num_blocks,
     )
     assert isinstance(instance, Instance)  # its blocks were given
-    return replace(instance, poll_steps=recipe.poll_steps, wait_steps=recipe.wait_steps)
+    cold_start_s = engine.costs_on(load_gpu(run.gpu).architecture).cold_start_s if recipe.starts_cold else 0.0
+    return replace(instance, poll_steps=recipe.poll_steps, wait_steps=recipe.wait_steps, cold_start_s=cold_start_s)
 
 
 def _possible(model: str, parallelism: Parallelism) -> Parallelism:

@@ -70,7 +70,8 @@ def collocated_jobs(system: Collocated, requests: Requests, *, open_loop: bool =
     per_token_s = instance.overhead_s_per_token * requests.input_tokens.astype(np.float64)
     delay_s = np.asarray(instance.request_overhead_s + per_token_s)
     return Jobs(
-        visible_s=np.maximum.accumulate(frontend_end_s(sent_s, front_s) + delay_s),
+        visible_s=np.maximum.accumulate(frontend_end_s(sent_s, front_s) + delay_s)
+        + (0.0 if open_loop else instance.cold_start_s),
         prompt_tokens=requests.input_tokens - cached_tokens,
         cached_tokens=cached_tokens,
         decode_steps=decode_steps(requests, instance),

@@ -111,10 +111,12 @@ def fitted(runs: Sequence[MeasuredRun], replayer: Replayer) -> tuple[Problem, Fi
     return problem, fit(problem)
 
 
-def held_out_answers(
-    runs: Sequence[MeasuredRun], replayer: Replayer, problem: Problem, full: Fit
-) -> tuple[list[Answer], FloatArray]:
-    """Every run answered by the fit that has not seen its group; and the collocated runs' (TPOT, TTFT) alone, ms."""
-    predicted, costs = held_out(problem, full)
-    everyone = problem.design.costs(full.shifts)
-    return replayer.answers(np.arange(len(runs)), [costs.get(run.group, everyone) for run in runs]), predicted
+def fitted_answers(runs: Sequence[MeasuredRun], replayer: Replayer, problem: Problem, full: Fit) -> list[Answer]:
+    """Every run answered by the fit."""
+    return replayer.answers(np.arange(len(runs)), [problem.design.costs(full.shifts)] * len(runs))
+
+
+def held_out_answers(runs: Sequence[MeasuredRun], replayer: Replayer, problem: Problem, full: Fit) -> list[Answer]:
+    """Every run answered by the fit that has not seen its group."""
+    everyone, costs = problem.design.costs(full.shifts), held_out(problem, full)[1]
+    return replayer.answers(np.arange(len(runs)), [costs.get(run.group, everyone) for run in runs])

@@ -47,9 +47,19 @@ def validate(
     """
     runs = read_runs(measurements)
     answers = _held_out(runs, measurements) if held_out else answer_all(runs, measurements)
-    predicted = {run.id: found.latency_ms for run, found in zip(runs, answers, strict=True)}
     if predictions is not None:
-        write_predictions(predictions, predicted)
+        write_predictions(predictions, by_id(runs, answers))
+    return validation_of(runs, answers, peers)
+
+
+def by_id(runs: Sequence[MeasuredRun], answers: Sequence[Answer]) -> dict[str, Prediction]:
+    """Predicted latencies by run id."""
+    return {run.id: found.latency_ms for run, found in zip(runs, answers, strict=True)}
+
+
+def validation_of(runs: Sequence[MeasuredRun], answers: Sequence[Answer], peers: Path | None = None) -> Validation:
+    """How far answers are from measurement, beside the predictions in a file of `peers`."""
+    predicted = by_id(runs, answers)
     others = read_peers(peers) if peers is not None else {}
     return Validation(
         errors=tuple(error_rows(runs, predicted)),
@@ -75,7 +85,7 @@ def answer_all(runs: Sequence[MeasuredRun], measurements: Path) -> list[Answer]:
 def _held_out(runs: Sequence[MeasuredRun], measurements: Path) -> list[Answer]:
     with Replayer(measurements) as replayer:
         problem, full = fitted(runs, replayer)
-        return held_out_answers(runs, replayer, problem, full)[0]
+        return held_out_answers(runs, replayer, problem, full)
 
 
 def write_table(path: Path, table: str) -> None:

@@ -30,6 +30,7 @@ class Recipe:
     max_num_seqs: int | None = None
     memory_utilisation_frac: float | None = None
     policy: CollocatedPolicy | None = None
+    starts_cold: bool = False
     poll_steps: int = 1
     wait_steps: int = 0
 
@@ -48,20 +49,18 @@ def family_of(model: ModelShape) -> Family:
 
 
 @lru_cache(maxsize=1)
-def _recipes() -> list[dict[str, Any]]:
+def _card() -> dict[str, Any]:
     card = tomllib.loads(files("estimator.catalogue").joinpath("recipes.toml").read_text(encoding="utf-8"))
     for name in ("source", "date"):
-        require(
-            bool(card.get(name)), field=f"recipes.{name}", value=card.get(name), rule="must be given", accepted="text"
-        )
-    recipes: list[dict[str, Any]] = card["recipe"]
-    return recipes
+        value = card.get(name)
+        require(bool(value), field=f"recipes.{name}", value=value, rule="must be given", accepted="text")
+    return card
 
 
 @lru_cache(maxsize=4096)
 def _found(key: tuple[Any, ...]) -> dict[str, Any]:
     names = ("source", "mode", "engine", "version", "architecture", "isl", "osl", "family", "weight", "tp")
-    return next((entry for entry in _recipes() if _fits(entry, dict(zip(names, key, strict=True)))), {})
+    return next((entry for entry in _card()["recipe"] if _fits(entry, dict(zip(names, key, strict=True)))), {})
 
 
 def recipe_of(run: MeasuredRun) -> Recipe:
@@ -90,6 +89,7 @@ def recipe_of(run: MeasuredRun) -> Recipe:
         max_num_seqs=run.concurrency if max_num_seqs == 0 else max_num_seqs,
         memory_utilisation_frac=found.get("memory_utilisation_frac"),
         policy=found.get("policy"),
+        starts_cold=any(source in run.source for source in _card()["cold_sources"]),
         poll_steps=found.get("poll_steps", [1, 1])[(run.concurrency or 0) >= BUSY_CONCURRENCY],
         wait_steps=found.get("wait_steps", 0),
     )

@@ -13,23 +13,31 @@ from estimator.errors import require
 
 if TYPE_CHECKING:
     from estimator.calibrate_runs import Fit, Problem
+    from search.validate import Validation
 
-EPILOG = "Example: bestserve fit ../shared/measured"
+EPILOG = "Example: bestserve fit ../shared/measured --write-table estimator/README.md"
 
 
-def fit(
+def fit(  # noqa: PLR0913  (one parameter per option)
     folder: Annotated[Path, typer.Argument(metavar="MEASURED", help="Folder with measurements.csv and op_*.parquet.")],
     operators: Annotated[bool, typer.Option("--operators", help="Fit the operator curves first (minutes).")] = False,
     held_out: Annotated[bool, typer.Option(help="Predict every group by a fit without it.")] = True,
+    write_table: Annotated[Path | None, typer.Option(help="README whose table between markers to replace.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write the held-out predictions to this CSV.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Leave the bundled cards as they are.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
 ) -> None:
     """Fit engine costs on whole runs, rewrite their card, and print parameters, bounds and errors."""
     import json
 
-    from search.fitting import Replayer, fitted, held_out_answers
+    from estimator.calibrate_runs import write_card
+    from estimator.measured_runs import read_runs
+    from search.estimate import plain
+    from search.fitting import Replayer, fitted, fitted_answers, held_out_answers
+    from search.validate import accuracy_table, by_id, validation_of, write_predictions
+    from search.validate import write_table as replace_table
 
-    measurements = folder / "measurements.csv"
+    measurements, peers = folder / "measurements.csv", folder / "peers.csv"
     require(
         measurements.is_file(),
         field="fit",
@@ -42,19 +50,29 @@ def fit(
         from estimator.calibrate import fit_operators
 
         fit_operators(folder)
-    from estimator.calibrate_runs import write_card
-    from estimator.measured_runs import read_runs
-
     runs = read_runs(measurements)
+    tables: dict[str, Validation] = {}
     with Replayer(measurements) as replayer:
         problem, full = fitted(runs, replayer)
-        found: dict[str, Any] = {"parameters": _parameters(problem, full), "fit": _errors(problem, full.predicted)}
+        tables["fit"] = validation_of(runs, fitted_answers(runs, replayer, problem, full))
         if held_out:
-            found["held_out"] = _errors(problem, held_out_answers(runs, replayer, problem, full)[1])
+            answers = held_out_answers(runs, replayer, problem, full)
+            tables["held out"] = validation_of(runs, answers, peers if peers.is_file() else None)
+            if out is not None:
+                write_predictions(out, by_id(runs, answers))
     if not dry_run:
         write_card(problem, full)
-    found["seconds"] = time.perf_counter() - started
-    typer.echo(json.dumps(found) if as_json else _text(found))
+    if write_table is not None:
+        replace_table(write_table, accuracy_table(tables["held out" if held_out else "fit"]))
+    elapsed_s = time.perf_counter() - started
+    if as_json:
+        found = {name: plain(table) for name, table in tables.items()}
+        typer.echo(json.dumps({"parameters": _parameters(problem, full), "seconds": elapsed_s, **found}))
+        return
+    typer.echo(_parameter_table(problem, full))
+    for name, table in tables.items():
+        typer.echo(f"\n{name}\n\n{accuracy_table(table)}")
+    typer.echo(f"\n{elapsed_s:.0f} s")
 
 
 def _parameters(problem: Problem, full: Fit) -> dict[str, dict[str, float]]:
@@ -62,27 +80,13 @@ def _parameters(problem: Problem, full: Fit) -> dict[str, dict[str, float]]:
     return {" ".join(key): asdict(found) for key, found in costs.items()}
 
 
-def _errors(problem: Problem, predicted: Any) -> dict[str, dict[str, float]]:
-    """Absolute percentage errors of TPOT and TTFT over all collocated runs."""
-    import numpy as np
-
-    errors = np.abs(predicted / problem.measured - 1.0)
-    return {
-        name: {"median_frac": float(np.median(errors[:, column])), "mean_frac": float(errors[:, column].mean())}
-        for column, name in enumerate(("tpot", "ttft"))
-    }
-
-
-def _text(found: dict[str, Any]) -> str:
+def _parameter_table(problem: Problem, full: Fit) -> str:
+    """Markdown: every parameter, its bounds and its value by engine and architecture."""
     from estimator.engine import COST_BOUNDS
 
-    names = list(found["parameters"])
-    lines = ["| parameter | bounds | " + " | ".join(names) + " |", "|---" * (2 + len(names)) + "|"]
+    found: dict[str, Any] = _parameters(problem, full)
+    lines = ["| parameter | bounds | " + " | ".join(found) + " |", "|---" * (2 + len(found)) + "|"]
     for name, (low, high) in COST_BOUNDS.items():
-        values = " | ".join(f"{found['parameters'][key][name]:.3g}" for key in names)
+        values = " | ".join(f"{costs[name]:.3g}" for costs in found.values())
         lines.append(f"| {name} | {low:g} to {high:g} | {values} |")
-    for part in ("fit", "held_out"):
-        for metric, errors in found.get(part, {}).items():
-            lines.append(f"{part} {metric}: median {errors['median_frac']:.1%}, mean {errors['mean_frac']:.1%}")
-    lines.append(f"{found['seconds']:.0f} s")
     return "\n".join(lines)
