@@ -47,6 +47,47 @@ class DecisionRow:
     mean_rank_correlation: float
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupRow:
+    """Errors of the closed-loop runs of one group; `share_frac`: of all groups' summed TPOT error."""
+
+    group: tuple[str, str, str]
+    mode: str
+    num_runs: int
+    tpot_median_frac: float
+    tpot_bias_frac: float
+    ttft_median_frac: float
+    ttft_bias_frac: float
+    share_frac: float
+
+
+def group_rows(runs: Sequence[MeasuredRun], predictions: Mapping[str, Prediction]) -> list[GroupRow]:
+    """One row per group (model, GPU, engine) and mode, those that carry most of the TPOT error first."""
+    signed: dict[tuple[tuple[str, str, str], str], list[tuple[float, float]]] = defaultdict(list)
+    for run in runs:
+        if run.concurrency is not None and run.id in predictions:
+            names = ("tpot_mean_ms", "ttft_mean_ms")
+            ratios = [predictions[run.id].get(name, np.nan) / run.measured_ms.get(name, np.nan) - 1 for name in names]
+            signed[run.group, run.mode].append((ratios[0], ratios[1]))
+    total = sum(float(np.nansum(np.abs(np.array(values)[:, 0]))) for values in signed.values())
+    rows = []
+    for (group, mode), values in signed.items():
+        tpot, ttft = np.array(values).T
+        rows.append(
+            GroupRow(
+                group=group,
+                mode=mode,
+                num_runs=len(values),
+                tpot_median_frac=float(np.nanmedian(np.abs(tpot))),
+                tpot_bias_frac=float(np.nanmedian(tpot)),
+                ttft_median_frac=float(np.nanmedian(np.abs(ttft))),
+                ttft_bias_frac=float(np.nanmedian(ttft)),
+                share_frac=float(np.nansum(np.abs(tpot))) / total,
+            )
+        )
+    return sorted(rows, key=lambda row: -row.share_frac)
+
+
 def part_of(run: MeasuredRun) -> str:
     """The part of the table a run counts in."""
     if run.source.startswith("silicon"):

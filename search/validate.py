@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from estimator.accuracy import DecisionRow, ErrorRow, Prediction, decision_row, error_rows
+from estimator.accuracy import DecisionRow, ErrorRow, GroupRow, Prediction, decision_row, error_rows, group_rows
 from estimator.errors import require
 from estimator.measured_runs import METRICS, MeasuredRun, read_runs
 from estimator.replay import Answer, answer
@@ -31,6 +31,7 @@ class Validation:
 
     errors: tuple[ErrorRow, ...]
     decision: DecisionRow | None
+    groups: tuple[GroupRow, ...]
     peers: Mapping[str, tuple[ErrorRow, ...]]
     peer_decisions: Mapping[str, DecisionRow | None]
     num_runs: int
@@ -64,6 +65,7 @@ def validation_of(runs: Sequence[MeasuredRun], answers: Sequence[Answer], peers:
     return Validation(
         errors=tuple(error_rows(runs, predicted)),
         decision=decision_row(runs, predicted),
+        groups=tuple(group_rows(runs, predicted)),
         peers={
             peer: tuple(row for row in error_rows(runs, values) if row.answered_frac) for peer, values in others.items()
         },
@@ -116,7 +118,7 @@ def read_peers(path: Path) -> dict[str, dict[str, dict[str, float]]]:
 
 
 def accuracy_table(validation: Validation) -> str:
-    """Markdown: errors by part and metric, peers beneath each, then the regret of the decision."""
+    """Markdown: errors by part and metric, peers beneath each, then the regret of the decision and errors by group."""
     lines = ["| runs | metric | tool | answered | median | mean | P90 | bias |", "|---|---|---|---|---|---|---|---|"]
     tools = {"bestserve": validation.errors, **validation.peers}
     for row in validation.errors:
@@ -128,6 +130,12 @@ def accuracy_table(validation: Validation) -> str:
     for tool, decision in {"bestserve": validation.decision, **validation.peer_decisions}.items():
         if decision is not None:
             lines.append(_decision_line(tool, decision))
+    lines += [
+        "",
+        "| model | GPU | engine | mode | runs | TPOT median | bias | TTFT median | bias | share of TPOT error |",
+    ]
+    lines.append("|---|---|---|---|---|---|---|---|---|---|")
+    lines += [_group_line(row) for row in validation.groups]
     return "\n".join(lines)
 
 
@@ -140,6 +148,14 @@ def _error_line(tool: str, row: ErrorRow) -> str:
     answered = f"{100 * row.answered_frac:.0f} % of {row.num_runs}"
     name = row.metric.removesuffix("_ms")
     return f"| {row.part} | {name} | {tool} | {answered} | {errors} | {100 * row.bias_frac:+.1f} % |"
+
+
+def _group_line(row: GroupRow) -> str:
+    model, gpu, engine = row.group
+    tpot = f"{100 * row.tpot_median_frac:.1f} % | {100 * row.tpot_bias_frac:+.1f} %"
+    ttft = f"{100 * row.ttft_median_frac:.1f} % | {100 * row.ttft_bias_frac:+.1f} %"
+    share = f"{100 * row.share_frac:.1f} %"
+    return f"| {model} | {gpu} | {engine} | {row.mode} | {row.num_runs} | {tpot} | {ttft} | {share} |"
 
 
 def _decision_line(tool: str, row: DecisionRow) -> str:
