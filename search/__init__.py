@@ -18,6 +18,9 @@ __all__ = ["Answer", "plan", "read_run"]
 def __getattr__(name: str) -> Any:
     """`plan`, `read_run` and `Answer` on first use."""
     if name in __all__:
+        from search.kernel_cache import keep_kernels
+
+        keep_kernels()
         from search import library
 
         return getattr(library, name)

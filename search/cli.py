@@ -21,6 +21,7 @@ from search.commands.space import space
 from search.commands.verify import verify
 from search.commands.whatif import whatif
 from search.console import print_json, standard_console
+from search.kernel_cache import keep_kernels
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -319,6 +320,7 @@ def _command() -> str:
 
 def main() -> None:
     """Run a command; wrong input is one sentence on standard error and exit code 2."""
+    keep_kernels()
     try:
         app()
     except BestServeError as error:
