@@ -37,6 +37,7 @@ from estimator.stage import StepKernels
 from estimator.system import Collocated, System
 
 FALLBACK_REQUESTS = 4
+SHORTEST_FRAC, STATED_REQUESTS_PER_SLOT = 0.8, 10  # of InferenceMAX's lengths and loads
 EXPERT_TILE = 128
 DEPLOYMENT_NOTE = "concurrency_ne_batch"  # of rows whose concurrency is not one instance's; how many there were is open
 SLOT_BOUND_ENGINE, SLOT_BOUND_SOURCE = "trtllm", "nvidia_internal_gap_analysis"
@@ -77,7 +78,7 @@ def prepare(run: MeasuredRun, engine: Engine | None = None) -> PreparedRun:
     """Everything of the run that the engine's costs do not change; default engine: the bundled card."""
     engine = _engine_of(run, engine or load_engine(run.engine))
     pools = tuple(_prepared_pool(run, pool, engine) for pool in run.pools)
-    return PreparedRun(run=run, engine=engine, pools=pools, requests=run.requests())
+    return PreparedRun(run=run, engine=engine, pools=pools, requests=_as_sent(run).requests())
 
 
 def replay(prepared: PreparedRun, costs: EngineCosts | None = None, *, hand_over_s: float | None = None) -> Simulation:
@@ -126,6 +127,19 @@ def limits_of(run: MeasuredRun, engine: Engine) -> EngineLimits:
         or recipe.max_num_batched_tokens
         or engine.limits.max_num_batched_tokens,
         max_num_seqs=max_num_seqs,
+    )
+
+
+def _as_sent(run: MeasuredRun) -> MeasuredRun:
+    """The run with the load that its recipe knows better than its row."""
+    if not recipe_of(run).inferencemax_load:
+        return run
+    (_, most_input), (_, most_output) = run.input_bounds, run.output_bounds
+    return replace(
+        run,
+        input_bounds=(round(SHORTEST_FRAC * most_input), most_input),
+        output_bounds=(round(SHORTEST_FRAC * most_output), most_output),
+        num_requests=STATED_REQUESTS_PER_SLOT * (run.concurrency or 0),
     )
 
 

@@ -31,6 +31,7 @@ class Recipe:
     memory_utilisation_frac: float | None = None
     policy: CollocatedPolicy | None = None
     starts_cold: bool = False
+    inferencemax_load: bool = False
     poll_steps: int = 1
     wait_steps: int = 0
 
@@ -89,7 +90,9 @@ def recipe_of(run: MeasuredRun) -> Recipe:
         max_num_seqs=run.concurrency if max_num_seqs == 0 else max_num_seqs,
         memory_utilisation_frac=found.get("memory_utilisation_frac"),
         policy=found.get("policy"),
-        starts_cold=any(source in run.source for source in _card()["cold_sources"]),
+        starts_cold=found.get("inferencemax_load", False)
+        or any(source in run.source for source in _card()["cold_sources"]),
+        inferencemax_load=found.get("inferencemax_load", False),
         poll_steps=found.get("poll_steps", [1, 1])[(run.concurrency or 0) >= BUSY_CONCURRENCY],
         wait_steps=found.get("wait_steps", 0),
     )
