@@ -66,6 +66,7 @@ class EagerExecutor:
     """Evaluates here while Ray starts, and there once it has; Ray starts after `patience_s` of work, or at once for 0.
 
     Starting Ray takes 3 to 4 s: once as long has been spent here, the start is at most half of what the study takes.
+    Linux ends Ray's servers with the thread that started them (PR_SET_PDEATHSIG): it stays until all is closed.
     """
 
     def __init__(self, here: LocalExecutor, start: Callable[[], RayExecutor], *, patience_s: float = 0.0) -> None:
@@ -73,12 +74,13 @@ class EagerExecutor:
         self._thread: threading.Thread | None = None
         self._there: RayExecutor | None = None
         self._spent_s = 0.0
+        self._settled, self._over = threading.Event(), threading.Event()
         self._begin_if_due()
 
     def run(self, strategies: Sequence[Strategy], *, in_order: bool = False) -> Iterator[Evaluation]:
         """In the order given while this process evaluates, then as Ray has it."""
         waiting = list(strategies)
-        while waiting and self._there is None:
+        while waiting and self.is_local:
             started_s = time.monotonic()
             yield from self._here.run([waiting.pop(0)])
             self._spent_s += time.monotonic() - started_s
@@ -86,12 +88,20 @@ class EagerExecutor:
         if waiting and self._there is not None:
             yield from self._there.run(waiting, in_order=in_order)
 
+    @property
+    def is_local(self) -> bool:
+        """Whether all work is still done here."""
+        return self._there is None
+
     def close(self) -> None:
         """Wait for a start under way, and stop what it started."""
-        if self._thread is not None:
-            self._thread.join()
+        if self._thread is None:
+            return
+        self._settled.wait()
         if self._there is not None:
             self._there.close()
+        self._over.set()
+        self._thread.join()
 
     def _begin_if_due(self) -> None:
         if self._thread is None and self._spent_s >= self._patience_s:
@@ -104,6 +114,8 @@ class EagerExecutor:
         except Exception as error:  # Ray raises bare Exception where a node is slow to start; the study can do without
             reason = str(error).split(". ")[0]
             warnings.warn(f"Ray did not start ({reason}); this process evaluates alone", RuntimeWarning, stacklevel=1)
+        self._settled.set()
+        self._over.wait()
 
 
 @dataclass(slots=True, kw_only=True)

@@ -103,6 +103,25 @@ def test_a_short_study_never_starts_ray() -> None:
     executor.close()
 
 
+@pytest.mark.ray
+def test_ray_started_beside_work_stays_up() -> None:
+    """A second after it has started in the background, every server of Ray still runs, and evaluates."""
+    import ray
+
+    problem = small_problem()
+    here = LocalExecutor(problem, seed=0, evaluate=slowly)
+    executor = EagerExecutor(here, lambda: RayExecutor(problem, seed=0, evaluate=slowly, workers=1))
+    strategies = list(Space(problem))
+    while not ray.is_initialized() or executor.is_local:
+        assert len(list(executor.run(strategies[:20]))) == 20
+    time.sleep(1.0)
+    servers = [one.process for group in ray._private.worker._global_node.all_processes.values() for one in group]
+    assert len(servers) >= 2
+    assert all(server.poll() is None for server in servers)
+    assert len(list(executor.run(strategies[:20]))) == 20
+    executor.close()
+
+
 @pytest.mark.filterwarnings("always:Ray did not start")
 def test_where_ray_cannot_start_the_study_goes_on_here(recwarn: pytest.WarningsRecorder) -> None:
     """A failed start is a warning with its reason; every strategy is evaluated all the same."""

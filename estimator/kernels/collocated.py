@@ -291,7 +291,7 @@ def _first_end(tree):
     return place - half
 
 
-@njit(cache=True, error_model="numpy", _nrt=False)
+@njit(cache=True, error_model="numpy", _nrt=False, nogil=True)
 def run_instances(lane, work, job, when, sums, weights, tab, r, visible, front, delay, fleet, draws):
     """Runs all requests, visible at `visible` (num,) s, to their end; fills `when`, `sums` and `weights`.
 

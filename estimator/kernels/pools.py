@@ -78,7 +78,7 @@ class Loop(NamedTuple):
     stop_after: int
 
 
-@njit(cache=True, _nrt=False)
+@njit(cache=True, _nrt=False, nogil=True)
 def run_pools(state, loop):
     """Runs until every request (or the first `loop.stop_after`) is finished; the times are left in `jobs`."""
     counts, prefill, decode, link = loop.counts, loop.prefill, loop.decode, loop.link
