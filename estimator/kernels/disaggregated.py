@@ -22,6 +22,7 @@ from estimator.kernels.decode_pool import (
     RESERVE_STATIC,
     DecodePool,
 )
+from estimator.kernels.job_columns import pack, unpack
 from estimator.kernels.lanes import decode_steps
 from estimator.kernels.pools import HEAVY_LIGHT, OPEN, RELEASED, Link, Loop, run_pools
 from estimator.kernels.prefill_pool import FCFS, JOB, LJF, PREFILL_LANE, SJF, Cost, PrefillPool
@@ -29,14 +30,13 @@ from estimator.kernels.routing import RANDOM, ROUTERS, router_draws
 from estimator.length_predictor import predicted_tokens
 from estimator.requests import Requests
 from estimator.seeds import stream
-from estimator.simulation import FINISHED, ITL_EDGES_S, REJECTED, UNFINISHED, PoolIntegrals, Simulation
+from estimator.simulation import ITL_EDGES_S, PoolIntegrals, Simulation
 from estimator.system import Disaggregated
 
 FloatArray = NDArray[np.float64]
 ORDERS = {"fcfs": FCFS, "sjf": SJF, "ljf": LJF}
 ADMISSIONS = {"greedy": GREEDY, "reserve_static": RESERVE_STATIC, "reserve_dynamic": RESERVE_DYNAMIC}
 PLACEMENTS = {**ROUTERS, "heavy_light": HEAVY_LIGHT}
-NO_SOURCE = -1
 
 
 def run_disaggregated(
@@ -74,18 +74,16 @@ def _with_mean_overhead(instance: Instance, requests: Requests) -> Instance:
 
 def _jobs(system: Disaggregated, requests: Requests, concurrency: int | None, seed: int) -> NDArray[np.void]:
     policy, link = system.policy, system.link
-    jobs = np.zeros(len(requests), JOB)
-    for name in JOB.names or ():
-        if name.endswith("_s"):
-            jobs[name] = np.nan
-    jobs["arrival_s"] = requests.arrival_s if concurrency is None else 0.0
-    jobs["visible_s"] = jobs["arrival_s"] + system.prefill.request_overhead_s
-    bytes_per_s = min(link.egress_bytes_per_s, link.ingress_bytes_per_s)
-    jobs["wire_s"] = requests.input_tokens * system.prefill.kv_bytes_per_token / bytes_per_s
-    jobs["prompt"] = jobs["todo"] = requests.input_tokens - requests.cached_tokens
-    jobs["seen"], jobs["handed"] = requests.cached_tokens, requests.input_tokens
-    jobs["left"] = decode_steps(requests, system.decode)
-    jobs["source"] = NO_SOURCE
+    jobs = np.empty(len(requests), JOB)
+    arrival_s = requests.arrival_s if concurrency is None else np.zeros(len(requests))
+    steps = decode_steps(requests, system.decode)
+    pack(
+        jobs,
+        (arrival_s, requests.input_tokens, requests.cached_tokens, steps),
+        system.prefill.request_overhead_s,
+        system.prefill.kv_bytes_per_token,
+        min(link.egress_bytes_per_s, link.ingress_bytes_per_s),
+    )
     if policy.admission != "greedy" or policy.decode_placement == "heavy_light":
         jobs["predicted"] = predicted_tokens(
             requests.output_tokens, policy.bucket_tokens, policy.prediction_accuracy, seed
@@ -208,20 +206,17 @@ def _simulation(
     weights: FloatArray,
     pools: tuple[PrefillPool, DecodePool],
 ) -> Simulation:
-    finish_s, arrival_s = jobs["finish_s"].copy(), jobs["arrival_s"].copy()
-    is_finished, was_routed = np.isfinite(finish_s), jobs["source"] != NO_SOURCE
-    status = np.where(is_finished, FINISHED, np.where(was_routed, UNFINISHED, REJECTED)).astype(np.int8)
-    begin_s = float(np.min(arrival_s, initial=np.inf))
-    duration_s = max(0.0, float(np.nanmax(finish_s, initial=0.0)) - begin_s)
-    first_s, join_s = jobs["first_s"], jobs["join_s"]
-    shown_s = np.where(np.isfinite(jobs["kv_s"]), jobs["kv_s"], first_s) if system.holds_first_token else first_s
+    columns, status, sums = np.empty((5, len(jobs))), np.empty(len(jobs), np.int8), np.empty(6)
+    unpack(jobs, system.holds_first_token, columns, status, sums)
+    in_prefill_s, before_prefill_s, in_decode_s, before_decode_s, end_s, begin_s = sums.tolist()
+    duration_s = max(0.0, end_s - begin_s)
     prefill, decode = pools
     return Simulation(
-        arrival_s=arrival_s,
-        prefill_start_s=jobs["start_s"].copy(),
-        first_token_s=shown_s.copy(),
-        kv_arrival_s=jobs["kv_s"].copy(),
-        finish_s=finish_s,
+        arrival_s=columns[0],
+        prefill_start_s=columns[1],
+        first_token_s=columns[2],
+        kv_arrival_s=columns[3],
+        finish_s=columns[4],
         output_tokens=requests.output_tokens,
         status=status,
         itl_weight=weights,
@@ -229,8 +224,8 @@ def _simulation(
             num_instances=system.num_prefill,
             duration_s=duration_s,
             busy_s=float(prefill.totals[0]),
-            running_seq_s=float(np.nansum(first_s - jobs["start_s"])),
-            waiting_seq_s=float(np.nansum(jobs["start_s"] - arrival_s)),
+            running_seq_s=in_prefill_s,
+            waiting_seq_s=before_prefill_s,
             kv_block_s=float(prefill.lanes["kv_token_s"].sum()) / BLOCK_TOKENS,
             num_steps=int(prefill.totals[1]),
             num_preemptions=0,
@@ -239,8 +234,8 @@ def _simulation(
             num_instances=system.num_decode,
             duration_s=duration_s,
             busy_s=float(decode.totals[0]) / system.decode.parallelism.pp,
-            running_seq_s=float(np.nansum(finish_s - join_s)),
-            waiting_seq_s=float(np.nansum(join_s - first_s)),
+            running_seq_s=in_decode_s,
+            waiting_seq_s=before_decode_s,
             kv_block_s=float(decode.lanes["kv_token_s"].sum()) / BLOCK_TOKENS,
             num_steps=int(decode.totals[1]),
             num_preemptions=int(decode.totals[2]),
