@@ -188,12 +188,6 @@ def _look(lane, look, r, g, t, steps, last_s):
 
 
 @njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
-def _may_join(lane, r, at, is_behind):
-    """Whether a request that comes to lane `at` may change its next step; a held-back batch may just have filled."""
-    return r.poll_steps <= 1 and (r.wait_steps > 0 or (not is_behind and has_seat(lane, r, at)))
-
-
-@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
 def _release(when, visible, front, delay, i, free_s, t):
     """Request i is sent at t; returns when the front end has done it."""
     free_s = max(free_s, t) + front[i]
