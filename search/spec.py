@@ -372,17 +372,3 @@ def _beside(path: str, folder: Path, field: str) -> str:
     if not found.is_file():
         raise BestServeError(field, path, "does not exist", f"the path of a file, from {folder}")
     return str(found)
-
-
-def spec_yaml(spec: Spec) -> str:
-    """The spec as YAML with every default written out: what a run folder freezes, and `parse_spec` reads back."""
-    import io
-
-    from ruamel.yaml import YAML
-
-    stream = io.StringIO()
-    yaml = YAML(typ="safe", pure=True)
-    yaml.default_flow_style = False
-    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
-    yaml.dump(spec.model_dump(mode="json", exclude_none=True), stream)
-    return stream.getvalue()

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from rich.console import Console
 
-from search.money_view import DemandPlan, LinkRow, Money, TippingPoint, UnitCosts, WhyNot, amount, short
+from search.money_view import LinkRow, Money, TippingPoint, UnitCosts, WhyNot, amount, short
 from search.terminal import print_rows
 
 MAX_TIPS = 8
@@ -127,19 +127,4 @@ def penalty_rows(money: Money) -> list[dict[str, object]]:
             "together": f"{amount(row.total_usd_per_h, money.currency)}/h",
         }
         for row in money.penalties[:MAX_TIPS]
-    ]
-
-
-def demand_rows(demand: DemandPlan, currency: str) -> list[dict[str, object]]:
-    """The hours of a demand plan."""
-    return [
-        {
-            "hour": row.hour,
-            "req/s": f"{row.rate_req_s:.3g}",
-            "units": row.num_units,
-            "reserved": row.num_base,
-            "cost": amount(row.usd, currency),
-            "missed": f"{row.missed_frac:.2%}",
-        }
-        for row in demand.hours
     ]

@@ -9,7 +9,8 @@ import pytest
 
 from estimator.errors import BestServeError
 from search.edge import read_yaml
-from search.spec import LognormalLengthsSpec, Spec, load_spec, parse_spec, spec_yaml
+from search.run import frozen_text
+from search.spec import LognormalLengthsSpec, Spec, load_spec, parse_spec
 
 RUNS = Path(__file__).parent.parent / "runs"
 
@@ -57,7 +58,7 @@ def test_frozen_spec_reads_back_equal() -> None:
     from ruamel.yaml import YAML
 
     spec = load_spec(RUNS / "quickstart.yaml")
-    again = YAML(typ="safe", pure=True).load(io.StringIO(spec_yaml(spec)))
+    again = YAML(typ="safe", pure=True).load(io.StringIO(frozen_text(spec)))
     assert parse_spec(again, folder=Path(".")) == spec
 
 

@@ -16,7 +16,7 @@ from search.reprice import reprice
 from search.result_view import view_of_run
 from search.spec import load_spec
 from search.terminal_change import print_repriced, print_whatif
-from search.terminal_money import demand_rows, print_money
+from search.terminal_money import print_money
 from search.whatif import whatif
 from tests.test_cli import TINY
 from tests.test_whatif import price_file
@@ -59,8 +59,7 @@ def test_a_plan_tells_money_in_sentences(run: Path) -> None:
     ):
         assert part in said, part
     assert money.demand is not None
-    rows = demand_rows(money.demand, money.currency)
-    assert len(rows) == 24
+    assert len(money.demand.hours) == 24
     assert sum(hour.usd for hour in money.demand.hours) == pytest.approx(money.demand.usd_per_day)
 
 
