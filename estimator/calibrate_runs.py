@@ -10,7 +10,7 @@ zero with the standard deviations `SHIFT_STD`. The fit minimises
 
     Σ ρ(log predicted TPOT / measured) + w² · Σ ρ(log predicted TTFT / measured) + Σ (shift / std)²,  ρ = Cauchy
 
-by Gauss-Newton on re-weighted residuals over collocated runs; slopes are one-sided differences of the simulation.
+by Gauss-Newton on re-weighted residuals over all runs; slopes are one-sided differences of the simulation.
 
 Leave-one-group-out (group = model × GPU × engine): the held-out group's rows leave the sum; Gauss-Newton goes on from
 the full fit with its Jacobian, the kept runs of the engine simulated anew each step (chord method), and the group is

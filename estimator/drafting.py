@@ -7,7 +7,7 @@ counted on the slowest stage, though the last one runs it.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from estimator.build import StepPart, instance_of, layout_kernels, step_breakdown, step_cost
 from estimator.catalogue.timing import load_timing
@@ -41,17 +41,14 @@ def build_drafting_instance(  # noqa: PLR0913  a layout has this many sides
     Raises `BestServeError` for a model without prediction layers.
     """
     resident = with_draft_layers(model)
-    layout = _Layout(gpu, engine, parallelism, dtypes, limits, speculation.tokens_per_seq)
     try:
-        kernels = layout.kernels(model, speculation.tokens_per_seq)
-        draft = [layout.pass_cost(model, tokens) for tokens in (speculation.tokens_per_seq, 1)]
+        kernels = draft_kernels(model, gpu, engine, parallelism, dtypes, limits, speculation)
     except BestServeError as error:
         return Infeasible(rule="divides", reason=str(error))
-    instance = instance_of(kernels, resident, gpu, engine, parallelism=parallelism, limits=limits, dtypes=dtypes)
+    instance = instance_of(kernels.body, resident, gpu, engine, parallelism=parallelism, limits=limits, dtypes=dtypes)
     if isinstance(instance, Infeasible):
         return instance
-    body = layout.cost(kernels, speculation.tokens_per_seq)
-    return replace(instance, cost=with_drafts(body, draft[0], draft[1], speculation))
+    return replace(instance, cost=kernels.cost(gpu, engine, limits, speculation))
 
 
 def drafting_breakdown(  # noqa: PLR0913  a layout and a step have this many sides
@@ -72,9 +69,9 @@ def drafting_breakdown(  # noqa: PLR0913  a layout and a step have this many sid
     """
     q = speculation.tokens_per_seq
     limits = EngineLimits(max_num_batched_tokens=q * num_seqs, max_num_seqs=num_seqs)
-    layout = _Layout(gpu, engine, parallelism, dtypes, limits, q)
-    body = layout.cost(layout.kernels(model, q), q)
-    whole = with_drafts(body, layout.pass_cost(model, q), layout.pass_cost(model, 1), speculation)
+    kernels = draft_kernels(model, gpu, engine, parallelism, dtypes, limits, speculation)
+    body = _cost(kernels.body, gpu, engine, limits, q)
+    whole = kernels.cost(gpu, engine, limits, speculation)
     body_s, whole_s = (cost.decode_step_s(num_seqs, cached_tokens) for cost in (body, whole))
     parts = step_breakdown(
         model=model,
@@ -90,66 +87,81 @@ def drafting_breakdown(  # noqa: PLR0913  a layout and a step have this many sid
     return sorted([*(replace(part, seconds=share * part.seconds) for part in parts), drafts], key=lambda p: -p.seconds)
 
 
-class _Layout:
-    """What the passes of one instance share."""
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class PassKernels:
+    """Of one draft pass: its layer and head, its projection, and a stage that runs nothing."""
 
-    def __init__(
-        self,
-        gpu: Gpu,
-        engine: Engine,
-        parallelism: Parallelism,
-        dtypes: Dtypes,
-        limits: EngineLimits,
-        tokens_per_seq: int,
-    ) -> None:
-        self.gpu, self.engine, self.parallelism, self.dtypes, self.limits = gpu, engine, parallelism, dtypes, limits
-        self.most_tokens = max(limits.max_num_batched_tokens, tokens_per_seq * limits.max_num_seqs)
+    layer: StepKernels
+    projection: StepKernels
+    empty: StepKernels
 
-    def kernels(self, model: ModelShape, tokens_per_seq: int, parallelism: Parallelism | None = None) -> StepKernels:
-        """Kernels of a model whose decode attention multiplies `tokens_per_seq` query tokens a sequence."""
-        parallelism = parallelism or self.parallelism
-        kernels = layout_kernels(model, self.gpu, self.engine, parallelism, self.dtypes, self.most_tokens)
-        if tokens_per_seq == 1:
-            return kernels
-        operators = stage_operators(model, parallelism, self.dtypes.weight, self.dtypes.kv)
-        attention = self._alone(verifying(operators, tokens_per_seq), kernels, model)
-        kernels.decode_launch_s = attention.decode_launch_s
-        kernels.read_s_per_token = attention.read_s_per_token
-        kernels.window_read_s_per_token = attention.window_read_s_per_token
-        return kernels
-
-    def pass_cost(self, model: ModelShape, tokens_per_seq: int) -> StepCost:
-        """One draft pass over `tokens_per_seq` tokens a sequence, without the engine's host code."""
-        draft = draft_pass(model)
-        kernels = self.kernels(draft, tokens_per_seq, replace(self.parallelism, pp=1))
-        joined = Gemm(name="draft_projection", n=model.hidden_size, k=2 * model.hidden_size, dtype="bf16")
-        projection, empty = self._alone((joined,), kernels, model), self._alone((), kernels, model)
-        host = self.cost(empty, tokens_per_seq)
-        layer = without_host(self.cost(kernels, tokens_per_seq), host)
-        extra = without_host(self.cost(projection, tokens_per_seq), host)
+    def cost(self, gpu: Gpu, engine: Engine, limits: EngineLimits, tokens_per_seq: int) -> StepCost:
+        """The pass over `tokens_per_seq` tokens a sequence, without the engine's host code."""
+        host = _cost(self.empty, gpu, engine, limits, tokens_per_seq)
+        layer = without_host(_cost(self.layer, gpu, engine, limits, tokens_per_seq), host)
+        extra = without_host(_cost(self.projection, gpu, engine, limits, tokens_per_seq), host)
         return replace(layer, decode_s=layer.decode_s + extra.decode_s, mixed_s=layer.mixed_s + extra.mixed_s)
 
-    def cost(self, kernels: StepKernels, tokens_per_seq: int) -> StepCost:
-        """Tables of kernels under the engine's costs."""
-        costs = self.engine.costs_on(self.gpu.architecture)
-        return step_cost(
-            kernels,
-            costs,
-            self.limits,
-            tokens_per_seq=tokens_per_seq,
-            asynchronous=self.engine.asynchronous,
-            step_time_factor=self.engine.step_time_factor_on(self.gpu.architecture),
-        )
 
-    def _alone(self, operators: tuple[Operator, ...], like: StepKernels, model: ModelShape) -> StepKernels:
-        return step_kernels(
-            operators,
-            load_timing(self.gpu, self.engine.name),
-            like.tokens,
-            num_layers=0.0,
-            power_law=self.engine.power_law_routing,
-            block_scaled=model.is_moe,
-        )
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class DraftKernels:
+    """Kernels of a model that drafts, whatever the engine's costs: the body's, the first pass's and a further one's."""
+
+    body: StepKernels
+    verify: PassKernels
+    draft: PassKernels
+
+    def cost(self, gpu: Gpu, engine: Engine, limits: EngineLimits, speculation: Speculation) -> StepCost:
+        """The tables of a step."""
+        q = speculation.tokens_per_seq
+        body = _cost(self.body, gpu, engine, limits, q)
+        verify, draft = self.verify.cost(gpu, engine, limits, q), self.draft.cost(gpu, engine, limits, 1)
+        return with_drafts(body, verify, draft, speculation)
+
+
+def draft_kernels(  # noqa: PLR0913  a layout has this many sides
+    model: ModelShape,
+    gpu: Gpu,
+    engine: Engine,
+    parallelism: Parallelism,
+    dtypes: Dtypes,
+    limits: EngineLimits,
+    speculation: Speculation,
+) -> DraftKernels:
+    """Time the body and both kinds of draft pass; `BestServeError` where the model does not divide."""
+    q = speculation.tokens_per_seq
+    most_tokens = max(limits.max_num_batched_tokens, q * limits.max_num_seqs)
+
+    def alone(operators: tuple[Operator, ...], like: StepKernels) -> StepKernels:
+        timing, blocks = load_timing(gpu, engine.name), model.is_moe
+        power_law = engine.power_law_routing
+        return step_kernels(operators, timing, like.tokens, num_layers=0.0, power_law=power_law, block_scaled=blocks)
+
+    def timed(model: ModelShape, tokens_per_seq: int, parallelism: Parallelism) -> StepKernels:
+        kernels = layout_kernels(model, gpu, engine, parallelism, dtypes, most_tokens)
+        operators = verifying(stage_operators(model, parallelism, dtypes.weight, dtypes.kv), tokens_per_seq)
+        attention = alone(operators, kernels)
+        for name in ("decode_launch_s", "read_s_per_token", "window_read_s_per_token"):
+            setattr(kernels, name, getattr(attention, name))
+        return kernels
+
+    def drafting(tokens_per_seq: int) -> PassKernels:
+        layer = timed(draft_pass(model), tokens_per_seq, replace(parallelism, pp=1))
+        joined = Gemm(name="draft_projection", n=model.hidden_size, k=2 * model.hidden_size, dtype="bf16")
+        return PassKernels(layer=layer, projection=alone((joined,), layer), empty=alone((), layer))
+
+    return DraftKernels(body=timed(model, q, parallelism), verify=drafting(q), draft=drafting(1))
+
+
+def _cost(kernels: StepKernels, gpu: Gpu, engine: Engine, limits: EngineLimits, tokens_per_seq: int) -> StepCost:
+    return step_cost(
+        kernels,
+        engine.costs_on(gpu.architecture),
+        limits,
+        tokens_per_seq=tokens_per_seq,
+        asynchronous=engine.asynchronous,
+        step_time_factor=engine.step_time_factor_on(gpu.architecture),
+    )
 
 
 def verifying(operators: tuple[Operator, ...], tokens_per_seq: int) -> tuple[Operator, ...]:

@@ -20,6 +20,7 @@ plus launches and time in which the GPU waits for the host:
 | o, o_t | `request_overhead_s`, `overhead_s_per_token`: HTTP, tokenisation, queue hand-over, many at a time | s |
 | f | `frontend_s`: what the front end does for one request after another | s |
 | | `cold_start_s`: kernels compiled and tuned for the first prompts of a server that nobody has warmed up | s |
+| | `hand_over_s`: router, second front end and KV connector between two pools, beside the transfer | s |
 
 The values live in `estimator/catalogue/engines.toml` (limits, memory, policy, bounds: written by hand with source and
 date) and `engines_fit.json` (costs: fitted on whole runs by `estimator.calibrate_runs`).
@@ -55,6 +56,7 @@ COST_BOUNDS: Mapping[str, tuple[float, float]] = {
     "frontend_s": (0.0, 20e-3),
     "cold_start_s": (0.0, 4.0),
     "overhead_s_per_token": (0.0, 10e-6),
+    "hand_over_s": (0.0, 0.6),
 }  # wide enough for every engine, narrow enough that no fitted value stops meaning what it is called
 
 
@@ -84,6 +86,7 @@ class EngineCosts:
     frontend_s: float = 1e-3
     cold_start_s: float = 0.2
     overhead_s_per_token: float = 1.5e-6
+    hand_over_s: float = 0.15
 
     def __post_init__(self) -> None:
         for cost in fields(self):

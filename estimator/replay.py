@@ -20,6 +20,7 @@ from estimator.catalogue.engines import load_engine
 from estimator.catalogue.gpus import load_gpu
 from estimator.catalogue.models import load_model
 from estimator.catalogue.recipes import recipe_of
+from estimator.drafting import DraftKernels, draft_kernels
 from estimator.dtypes import Dtypes, KvDtype, WeightDtype
 from estimator.engine import Engine, EngineCosts
 from estimator.instance import BLOCK_TOKENS, EngineLimits, Instance
@@ -33,6 +34,7 @@ from estimator.replay_pools import pools_system
 from estimator.requests import Requests
 from estimator.simulate import simulate
 from estimator.simulation import Simulation
+from estimator.speculation import with_draft_layers
 from estimator.stage import StepKernels
 from estimator.system import Collocated, System
 
@@ -62,6 +64,7 @@ class PreparedPool:
     dtypes: Dtypes
     num_blocks: int
     relaxed: bool
+    drafts: DraftKernels | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -81,18 +84,18 @@ def prepare(run: MeasuredRun, engine: Engine | None = None) -> PreparedRun:
     return PreparedRun(run=run, engine=engine, pools=pools, requests=_as_sent(run).requests())
 
 
-def replay(prepared: PreparedRun, costs: EngineCosts | None = None, *, hand_over_s: float | None = None) -> Simulation:
-    """The run simulated; `costs` of the engine, `hand_over_s` of two pools in the cards' place if given."""
+def replay(prepared: PreparedRun, costs: EngineCosts | None = None) -> Simulation:
+    """The run simulated; `costs` of the engine in the card's place if given."""
     run = prepared.run
     engine = prepared.engine if costs is None else replace(prepared.engine, costs={"": costs})
     instances = [_instance(run, pool, engine) for pool in prepared.pools]
-    return simulate(_system(run, instances, engine, hand_over_s), prepared.requests, concurrency=run.concurrency)
+    return simulate(_system(run, instances, engine), prepared.requests, concurrency=run.concurrency)
 
 
-def answer(run: MeasuredRun, engine: Engine | None = None, *, hand_over_s: float | None = None) -> Answer:
-    """Simulate the run under `engine` (default: the bundled card); `hand_over_s` of two pools in the card's place."""
+def answer(run: MeasuredRun, engine: Engine | None = None) -> Answer:
+    """Simulate the run under `engine`; default: the bundled card."""
     prepared = prepare(run, engine)
-    summary = summarise(replay(prepared, hand_over_s=hand_over_s))
+    summary = summarise(replay(prepared))
     latency = {"ttft": summary.ttft, "tpot": summary.tpot, "e2e": summary.e2e}
     return Answer(
         latency_ms={metric: _statistic_ms(latency, metric) for metric in METRICS},
@@ -150,6 +153,8 @@ def _engine_of(run: MeasuredRun, engine: Engine) -> Engine:
     share = run.memory_utilisation_frac or recipe.memory_utilisation_frac
     if share is not None:
         engine = replace(engine, memory=replace(engine.memory, utilisation_frac=share))
+    if recipe.speculation is not None:
+        engine = replace(engine, asynchronous=False)  # SGLang's EAGLE worker takes no overlapped schedule (0.5.9)
     if _is_early_vllm(run):
         engine = replace(engine, asynchronous=False, pads_experts=load_gpu(run.gpu).architecture == "hopper")
     return engine
@@ -168,6 +173,10 @@ def _prepared_pool(run: MeasuredRun, pool: PoolLayout, engine: Engine) -> Prepar
     dtypes = Dtypes(weight=_weight_dtype(run), kv=kv_dtype_of(run))
     parallelism = _possible(run.model, pool.parallelism)
     blocks, relaxed = _blocks(run, parallelism, dtypes, limits, engine)
+    model, gpu, speculation = load_model(run.model), load_gpu(run.gpu), recipe_of(run).speculation
+    drafts = None
+    if speculation is not None:
+        drafts = draft_kernels(model, gpu, engine, parallelism, dtypes, limits, speculation)
     return PreparedPool(
         kernels=_kernels(run.model, run.gpu, (run.engine, engine.pads_experts), parallelism, dtypes, limits),
         parallelism=parallelism,
@@ -175,6 +184,7 @@ def _prepared_pool(run: MeasuredRun, pool: PoolLayout, engine: Engine) -> Prepar
         dtypes=dtypes,
         num_blocks=blocks,
         relaxed=relaxed,
+        drafts=drafts,
     )
 
 
@@ -183,6 +193,8 @@ def _blocks(
 ) -> tuple[int, bool]:
     """KV blocks, and whether memory had to be relaxed for them."""
     model, gpu = load_model(run.model), load_gpu(run.gpu)
+    if recipe_of(run).speculation is not None:
+        model = with_draft_layers(model)
     for share, relaxed in ((engine.memory.utilisation_frac, False), (1.0, True)):
         policy = replace(engine.memory, utilisation_frac=share)
         blocks = num_kv_blocks(model, gpu, parallelism, dtypes=dtypes, limits=limits, policy=policy)
@@ -205,6 +217,9 @@ def _instance(run: MeasuredRun, pool: PreparedPool, engine: Engine) -> Instance:
         num_blocks=pool.num_blocks,
     )
     assert isinstance(instance, Instance)  # its blocks were given
+    if pool.drafts is not None and recipe.speculation is not None:
+        cost = pool.drafts.cost(load_gpu(run.gpu), engine, pool.limits, recipe.speculation)
+        instance = replace(instance, cost=cost)
     cold_start_s = engine.costs_on(load_gpu(run.gpu).architecture).cold_start_s if recipe.starts_cold else 0.0
     return replace(instance, poll_steps=recipe.poll_steps, wait_steps=recipe.wait_steps, cold_start_s=cold_start_s)
 
@@ -240,8 +255,8 @@ def num_instances(run: MeasuredRun) -> int:
     return max(run.pools[0].num_instances, load_gpu(run.gpu).nvlink_domain_gpus // run.pools[0].parallelism.num_gpus)
 
 
-def _system(run: MeasuredRun, instances: list[Instance], engine: Engine, hand_over_s: float | None) -> System:
+def _system(run: MeasuredRun, instances: list[Instance], engine: Engine) -> System:
     if len(instances) == 1:
         return Collocated(instance=instances[0], num_instances=num_instances(run), policy=engine.policy)
     prefill, decode = instances
-    return pools_system(run, prefill, decode, hand_over_s)
+    return pools_system(run, prefill, decode, engine.costs_on(load_gpu(run.gpu).architecture).hand_over_s)

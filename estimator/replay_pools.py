@@ -9,8 +9,7 @@ Four rules, from the rows' TTFT read as Little's law (requests ahead of the firs
 - *TensorRT-LLM computes whole prompts*, as many as the token budget holds; vLLM and SGLang cut prompts into chunks of
   it, as they do by default. `prefill_max_batch`, 1 in every row, is not kept: at 28,000 prompt tokens a second and GPU
   prompts of 1,000 tokens were packed, and one prompt a step makes the error larger.
-- *A hand-over* takes the router, both front ends and the connector `hand_over_s` of the engine beside the transfer,
-  fitted by `estimator.calibrate_pools`.
+- *A hand-over* takes the engine's `hand_over_s` beside the transfer.
 """
 
 from __future__ import annotations
@@ -18,7 +17,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 from estimator.catalogue.gpus import load_gpu
-from estimator.catalogue.hand_over import hand_over_s
 from estimator.instance import Instance
 from estimator.measured_runs import MeasuredRun
 from estimator.system import DISTSERVE, Disaggregated, KvLink
@@ -37,10 +35,8 @@ def decode_seats(run: MeasuredRun) -> int | None:
     return 1 << max(share.bit_length() - 1, 0)
 
 
-def pools_system(
-    run: MeasuredRun, prefill: Instance, decode: Instance, latency_s: float | None = None
-) -> Disaggregated:
-    """The system that the row describes; `latency_s` replaces the engine's fitted hand-over."""
+def pools_system(run: MeasuredRun, prefill: Instance, decode: Instance, hand_over_s: float) -> Disaggregated:
+    """The system that the row describes."""
     seats = decode_seats(run)
     if seats is not None:
         limits = replace(decode.limits, max_num_seqs=min(seats, decode.limits.max_num_seqs))
@@ -56,7 +52,7 @@ def pools_system(
         link=KvLink(
             egress_bytes_per_s=LINK_FRAC * per_gpu * prefill.num_gpus,
             ingress_bytes_per_s=LINK_FRAC * per_gpu * decode.num_gpus,
-            latency_s=hand_over_s(run.engine) if latency_s is None else latency_s,
+            latency_s=hand_over_s,
         ),
         policy=replace(DISTSERVE, chunk_tokens=chunk_tokens),
         holds_first_token=True,

@@ -101,13 +101,8 @@ class Replayer:
 
 
 def fitted(runs: Sequence[MeasuredRun], replayer: Replayer) -> tuple[Problem, Fit]:
-    """The fit on all collocated runs; `runs` are those of the replayer's file."""
-    chosen = np.array([i for i, run in enumerate(runs) if run.mode == "collocated"])
-
-    def simulate(index: IntArray, costs: Mapping[Key, EngineCosts]) -> FloatArray:
-        return replayer.latencies_ms(chosen[index], costs)
-
-    problem = Problem.of([runs[i] for i in chosen], simulate)
+    """The fit on all runs; `runs` are those of the replayer's file."""
+    problem = Problem.of(runs, replayer.latencies_ms)
     return problem, fit(problem)
 
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from estimator.build import build_instance
-from estimator.catalogue.hand_over import hand_over_s
 from estimator.drafting import build_drafting_instance
 from estimator.dtypes import Dtypes, KvDtype, WeightDtype
 from estimator.engine import Engine
@@ -140,6 +139,7 @@ def link_of(problem: Problem, strategy: Strategy) -> KvLink:
     network otherwise. A hand-over takes the engine's router, second front end and connector besides.
     """
     prefill, decode = strategy.pools
+    costs = problem.engine.costs_on(problem.gpus[decode.gpu].architecture)
     one_type, num_gpus = prefill.gpu == decode.gpu, gpus_together(problem.gpus, strategy)
 
     def ports_bytes_per_s(pool: Pool) -> float:
@@ -149,7 +149,7 @@ def link_of(problem: Problem, strategy: Strategy) -> KvLink:
     return KvLink(
         egress_bytes_per_s=ports_bytes_per_s(prefill),
         ingress_bytes_per_s=ports_bytes_per_s(decode),
-        latency_s=problem.link_latency_s + hand_over_s(problem.engine.name),
+        latency_s=problem.link_latency_s + costs.hand_over_s,
     )
 
 

@@ -32,7 +32,7 @@ from estimator.catalogue.models import load_model
 from estimator.catalogue.recipes import family_of, recipe_of
 from estimator.engine import COST_BOUNDS, EngineCosts
 from estimator.measured_runs import MeasuredRun, read_runs
-from estimator.replay import kv_dtype_of, limits_of, prepare
+from estimator.replay import answer, kv_dtype_of, limits_of, prepare
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +119,19 @@ def test_recipes_fill_what_rows_leave_open(runs: list[MeasuredRun]) -> None:
     seen = {r.gpu: (limits_of(r, load_engine(r.engine)).max_num_batched_tokens, kv_dtype_of(r)) for r in mine}
     assert seen == {"b200_sxm": (20_000, "fp8"), "h200_sxm": (20_000, "bf16")}
     assert {recipe_of(r).max_num_seqs for r in mine if r.gpu == "b200_sxm"} == {512}
+
+
+@pytest.mark.shared
+def test_runs_of_sweeps_with_drafts_draft(runs: list[MeasuredRun]) -> None:
+    """The scripts' EAGLE settings reach the runs of their layouts alone, and these gain more than a token a step."""
+    drafting = [run for run in runs if recipe_of(run).speculation is not None]
+    layouts = {(r.model.split("/")[1], r.pools[0].parallelism.tp, r.pools[0].parallelism.ep) for r in drafting}
+    assert layouts == {("DeepSeek-R1", 8, 1), ("Qwen3.5-397B-A17B", 4, 1)}
+    assert {r.weight_dtype for r in drafting} == {"fp8"}
+    run = min((r for r in drafting if r.model.startswith("deepseek")), key=lambda r: r.concurrency or 0)
+    plain = replace(run, note="label_V3_is_same_run_as_R1;")
+    assert recipe_of(plain).speculation is None
+    assert answer(run).latency_ms["tpot_mean_ms"] < 0.8 * answer(plain).latency_ms["tpot_mean_ms"]
 
 
 @pytest.mark.parametrize(

@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from estimator.calibrate_pools import best, losses_of
-from estimator.catalogue.hand_over import hand_over_s
-from estimator.measured_runs import MeasuredRun, PoolLayout, read_runs
+from estimator.catalogue.engines import load_engine
+from estimator.engine import EngineCosts
+from estimator.measured_runs import MeasuredRun, PoolLayout
 from estimator.parallelism import Parallelism
 from estimator.replay import answer
 from estimator.replay_pools import decode_seats
@@ -75,30 +74,9 @@ def test_a_full_decode_pool_is_part_of_ttft() -> None:
 
 def test_a_longer_hand_over_delays_the_first_token_by_itself() -> None:
     """With seats for all the mean TTFT grows by what the hand-over takes longer."""
-    run = replace(two_pools(), highest_concurrency=128)
-    slow, fast = (answer(run, hand_over_s=seconds).latency_ms["ttft_mean_ms"] for seconds in (0.3, 0.1))
+    run, engine = replace(two_pools(), highest_concurrency=128), load_engine("trtllm")
+    slow, fast = (
+        answer(run, replace(engine, costs={"": EngineCosts(hand_over_s=s)})).latency_ms["ttft_mean_ms"]
+        for s in (0.3, 0.1)
+    )
     assert slow - fast == pytest.approx(200.0, rel=0.02)
-
-
-def test_another_engine_takes_the_mean() -> None:
-    """An engine without runs of two pools hands over in the mean of those with."""
-    known = [hand_over_s(name) for name in ("sglang", "trtllm", "vllm")]
-    assert hand_over_s("another") == pytest.approx(np.mean(known))
-
-
-def test_best_is_the_least_mean_loss() -> None:
-    """The grid point whose predictions are nearest in log ratio wins, whatever one run beyond saturation says."""
-    run = two_pools()
-    near = [{"ttft_mean_ms": 10433.0 * factor} for factor in (0.5, 1.0, 2.0)]
-    losses = losses_of([run, run, run], [near, near, [{"ttft_mean_ms": 1.0}] * 3])
-    assert best(losses, [True, True, True]) == 1
-
-
-@pytest.mark.skipif(not SHARED.is_file(), reason="no shared measurements beside the checkout")
-def test_measured_runs_of_two_pools() -> None:
-    """Every eighth silicon run of two pools: TPOT within 20 % and TTFT within 40 % in the median."""
-    runs = [run for run in read_runs(SHARED) if run.mode == "disaggregated"][::8]
-    latency = [answer(run).latency_ms for run in runs]
-    for metric, limit in (("tpot_mean_ms", 0.20), ("ttft_mean_ms", 0.40)):
-        errors = [abs(a[metric] / run.measured_ms[metric] - 1) for a, run in zip(latency, runs, strict=True)]
-        assert float(np.median(errors)) < limit

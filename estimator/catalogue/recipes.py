@@ -14,6 +14,7 @@ from estimator.dtypes import KvDtype
 from estimator.errors import require
 from estimator.measured_runs import MeasuredRun
 from estimator.model import GatedDeltaNet, LatentAttention, ModelShape, MoeFfn
+from estimator.speculation import Speculation
 from estimator.system import CollocatedPolicy
 
 Family = Literal["dense", "moe", "mxfp4", "latent", "sparse", "hybrid"]
@@ -34,6 +35,7 @@ class Recipe:
     inferencemax_load: bool = False
     poll_steps: int = 1
     wait_steps: int = 0
+    speculation: Speculation | None = None
 
 
 def family_of(model: ModelShape) -> Family:
@@ -59,29 +61,32 @@ def _card() -> dict[str, Any]:
 
 
 @lru_cache(maxsize=4096)
-def _found(key: tuple[Any, ...]) -> dict[str, Any]:
-    names = ("source", "mode", "engine", "version", "architecture", "isl", "osl", "family", "weight", "tp")
-    return next((entry for entry in _card()["recipe"] if _fits(entry, dict(zip(names, key, strict=True)))), {})
+def _found(facts: tuple[tuple[str, Any], ...]) -> dict[str, Any]:
+    return next((entry for entry in _card()["recipe"] if _fits(entry, dict(facts))), {})
+
+
+def _facts(run: MeasuredRun) -> dict[str, Any]:
+    """What recipes ask of a run."""
+    return {
+        "source": run.source,
+        "mode": run.mode,
+        "engine": run.engine,
+        "version": run.engine_version or (),
+        "architecture": load_gpu(run.gpu).architecture,
+        "isl": run.input_bounds[1],
+        "osl": run.output_bounds[1],
+        "family": family_of(load_model(run.model)),
+        "weight": run.weight_dtype,
+        "tp": run.pools[0].parallelism.tp,
+        "ep": run.pools[0].parallelism.ep,
+        "note": run.note,
+    }
 
 
 def recipe_of(run: MeasuredRun) -> Recipe:
     """The first recipe whose conditions the run meets, or defaults."""
-    found = _found(
-        (
-            run.source,
-            run.mode,
-            run.engine,
-            run.engine_version or (),
-            load_gpu(run.gpu).architecture,
-            run.input_bounds[1],
-            run.output_bounds[1],
-            family_of(load_model(run.model)),
-            run.weight_dtype,
-            run.pools[0].parallelism.tp,
-        )
-    )
-    max_num_seqs = found.get("max_num_seqs")
-    tokens = found.get("max_num_batched_tokens")
+    found = _found(tuple(_facts(run).items()))
+    max_num_seqs, tokens, drafts = (found.get(n) for n in ("max_num_seqs", "max_num_batched_tokens", "draft_tokens"))
     if "chunk_isl" in found:
         tokens = max(LEAST_CHUNK_TOKENS, found["chunk_isl"] * run.input_bounds[1] + (run.concurrency or 0))
     return Recipe(
@@ -95,6 +100,7 @@ def recipe_of(run: MeasuredRun) -> Recipe:
         inferencemax_load=found.get("inferencemax_load", False),
         poll_steps=found.get("poll_steps", [1, 1])[(run.concurrency or 0) >= BUSY_CONCURRENCY],
         wait_steps=found.get("wait_steps", 0),
+        speculation=drafts and Speculation(draft_tokens=drafts, acceptance=found["acceptance"]),
     )
 
 
@@ -103,6 +109,7 @@ def _fits(entry: dict[str, Any], facts: dict[str, Any]) -> bool:
         entry["source"] in facts["source"]
         and facts["mode"] == "collocated"
         and facts["version"] >= tuple(entry.get("since", ()))
-        and all(entry[name] == facts[name] for name in ("engine", "architecture", "isl", "osl") if name in entry)
+        and ("note_lacks" not in entry or entry["note_lacks"] not in facts["note"])
+        and all(entry[name] == facts[name] for name in ("engine", "architecture", "isl", "osl", "ep") if name in entry)
         and all(facts[name] in entry[name] for name in ("family", "weight", "tp") if name in entry)
     )
