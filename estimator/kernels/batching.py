@@ -18,7 +18,7 @@ Arrays, which every function takes in this order (flat, because a compiled call 
 | look (instances, 4) | arrivals noticed until, steps since, steps that prompts are held back (-1: not), end of work |
 | sums (6,) | busy s, KV block·s, steps, evictions, evicted s, end s |
 | weights | histogram of token gaps |
-| tab | the tables D, H, b, b_w and M of `estimator.iteration`, one after the other |
+| tab | rows of D, H, b and b_w of `estimator.iteration`, then its M |
 
 Residents of a lane are a linked list in order of admission, waiting requests another; -1 is no request. A mark is a
 time since which so many decoding sequences have waited for a token, while steps of prompts ran.
@@ -32,7 +32,7 @@ from typing import NamedTuple
 from numba import njit
 
 from estimator.kernels.blocks import blocks_of, new_blocks, steps_within
-from estimator.kernels.spans import GAPS_PER_DECADE, record_gaps
+from estimator.kernels.spans import record_gaps
 
 CHUNKED, PREFILL_FIRST, STATIC = 0, 1, 2
 NEVER = 1e300
@@ -271,12 +271,10 @@ def plan_lane(lane, work, job, when, sums, tab, r, at, t, horizon):
     lane[at, ACTIVE], lane[at, TOKENS] = n, tokens
     if tokens > 0:
         stage_s = tab[min(4 * r.num_rows + tokens + r.q * n, len(tab) - 1)]
-        stage_s += tab[r.num_rows + min(n + ending, r.num_rows - 1)]
+        stage_s += tab[4 * min(n + ending, r.num_rows - 1) + 1]
         stage_s += r.c * pairs + r.cw * window_pairs
         if n > 0:
-            stage_s += tab[2 * r.num_rows + n] * work[at, CACHED] + tab[3 * r.num_rows + n] * min(
-                work[at, CACHED], n * r.window
-            )
+            stage_s += tab[4 * n + 2] * work[at, CACHED] + tab[4 * n + 3] * min(work[at, CACHED], n * r.window)
         work[at, LINE] = stage_s
     elif n > 0:
         next_finish = (lane[at, r.heap_at] >> 32) - lane[at, CLOCK]
@@ -307,7 +305,7 @@ def end_lane(lane, work, job, when, weights, r, at, t):
             when[i, FIRST_TOKEN] = t
         else:
             gap_s = (t - when[i, LAST_TOKEN]) / r.gain
-            record_gaps(weights, GAPS_PER_DECADE, gap_s, gap_s, r.gain)
+            record_gaps(weights, gap_s, gap_s, r.gain)
         if job[i, LEFT] == 0:
             when[i, FINISH] = t
             lane[at, USED] -= job[i, OWN]

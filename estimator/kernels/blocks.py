@@ -52,25 +52,34 @@ def steps_within(lane, at, first, shift, clock, n, p, room, k_max):
 def held_time(lane, at, first, shift, clock, n, p, used, first_s, slope_s, k):
     """Block-seconds of k steps that take first_s + slope_s·d, from `used` blocks, and the blocks used at their end.
 
-    A block opened by a step is held during it. Steps d = M·m + r of one r form products of two lines in m, summed by
-    Σm = Q(Q − 1)/2 and Σm² = Q(Q − 1)(2Q − 1)/6.
+    A block opened by a step is held during it. With v_r blocks held in step r < M, steps d = M·m + r of one r hold
+    v_r + n·p·m, and there are Q or Q + 1 of them: sums over m of products of two lines, Σm = Q(Q − 1)/2 and
+    Σm² = Q(Q − 1)(2Q − 1)/6, from Σv_r and Σr·v_r.
     """
     M = 1 << shift
-    total, opened = 0.0, used
-    if k <= M:
-        for r in range(k):
-            opened += new_blocks(lane, at, first, shift, clock + r, p)
-            total += opened * (first_s + slope_s * r)
-        return total, opened
-    cycles, rest, per_cycle, grow_s = k >> shift, k & (M - 1), n * p, slope_s * M
-    end = used + per_cycle * cycles
-    for r in range(M):
+    Q, rest = k >> shift, k & (M - 1)
+    held, moment, opened = 0, 0, used
+    for r in range(rest):
         opened += new_blocks(lane, at, first, shift, clock + r, p)
-        step_s = first_s + slope_s * r
-        Q = cycles
-        if r < rest:
-            Q, end = cycles + 1, opened + per_cycle * cycles
-        triangle = Q * (Q - 1) * 0.5
-        total += opened * step_s * Q + (opened * grow_s + per_cycle * step_s) * triangle
-        total += per_cycle * grow_s * triangle * (2 * Q - 1) / 3.0
-    return total, end
+        held, moment = held + opened, moment + r * opened
+    if Q == 0:
+        return first_s * held + slope_s * moment, opened
+    per_cycle = n * p
+    end = opened + per_cycle * Q
+    total = _cycles_held(Q + 1, rest, 0, held, moment, per_cycle, first_s, slope_s, M)
+    held, moment = 0, 0
+    for r in range(rest, M):
+        opened += new_blocks(lane, at, first, shift, clock + r, p)
+        held, moment = held + opened, moment + r * opened
+    return total + _cycles_held(Q, M - rest, rest, held, moment, per_cycle, first_s, slope_s, M), end
+
+
+@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
+def _cycles_held(Q, num, low, held, moment, per_cycle, first_s, slope_s, M):
+    """Block-seconds of Q cycles of `num` steps r from `low` on: Σv_r = `held`, Σr·v_r = `moment`."""
+    triangle = 0.5 * Q * (Q - 1)
+    squares = triangle * (2 * Q - 1) / 3.0
+    grow_s = slope_s * M
+    line_s = num * (first_s + slope_s * (low + 0.5 * (num - 1)))
+    own = (Q * first_s + grow_s * triangle) * held + Q * slope_s * moment
+    return own + per_cycle * (triangle * line_s + num * grow_s * squares)

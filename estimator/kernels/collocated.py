@@ -62,7 +62,7 @@ from estimator.kernels.batching import (
 )
 from estimator.kernels.blocks import held_time
 from estimator.kernels.routing import choose
-from estimator.kernels.spans import GAPS_PER_DECADE, line_span_s, line_steps_until, record_gaps
+from estimator.kernels.spans import line_span_s, line_steps_until, record_gaps
 
 
 @njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
@@ -75,17 +75,14 @@ def _lane_line(lane, work, tab, r, at, done):
         return 0.0, 0.0, MANY
     grow = n * r.gain
     cached = work[at, CACHED] + done * grow
-    first_s, slope_s = tab[n] + tab[2 * r.num_rows + n] * cached, tab[2 * r.num_rows + n] * grow
-    if tab[3 * r.num_rows + n] == 0.0:
+    b, bw = tab[4 * n + 2], tab[4 * n + 3]
+    first_s, slope_s = tab[4 * n] + b * cached, b * grow
+    if bw == 0.0:
         return first_s, slope_s, MANY
     cap = n * r.window
     if cached >= cap:
-        return first_s + tab[3 * r.num_rows + n] * cap, slope_s, MANY
-    return (
-        first_s + tab[3 * r.num_rows + n] * cached,
-        slope_s + tab[3 * r.num_rows + n] * grow,
-        math.ceil((cap - cached) / grow),
-    )
+        return first_s + bw * cap, slope_s, MANY
+    return first_s + bw * cached, slope_s + bw * grow, math.ceil((cap - cached) / grow)
 
 
 @njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
@@ -244,12 +241,12 @@ def _pass_time(lane, work, sums, weights, tab, r, g, k, start_s):
             if lane[at, MARKS] > 0:  # the first gap of those who waited for prompts
                 for m in range(lane[at, MARKS]):
                     gap_s = (start_s + first_s - work[at, MARK_S + m]) / r.gain
-                    record_gaps(weights, GAPS_PER_DECADE, gap_s, gap_s, lane[at, r.mark_at + m] * r.gain)
+                    record_gaps(weights, gap_s, gap_s, lane[at, r.mark_at + m] * r.gain)
                     num_gaps -= lane[at, r.mark_at + m]
                 lane[at, MARKS] = 0
         last_s = first_s + slope_s * (holds - 1)
         if num_gaps > 0:
-            record_gaps(weights, GAPS_PER_DECADE, first_s / r.gain, last_s / r.gain, num_gaps * r.gain)
+            record_gaps(weights, first_s / r.gain, last_s / r.gain, num_gaps * r.gain)
         done += holds
     for at in range(g * num, (g + 1) * num):
         if lane[at, ACTIVE] > 0:

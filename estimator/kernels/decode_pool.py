@@ -24,7 +24,7 @@ from numba import njit
 
 from estimator.kernels.calendar import EMPTY, NEVER, Array, mark, pop, push_front, set_time
 from estimator.kernels.prefill_pool import HALF_BLOCK, SAME_S, Cost
-from estimator.kernels.spans import GAPS_PER_DECADE, decode_span_s, record_gaps, steps_until
+from estimator.kernels.spans import decode_span_s, record_gaps, steps_until
 
 GREEDY, RESERVE_STATIC, RESERVE_DYNAMIC = 0, 1, 2
 FOREVER = 1 << 60
@@ -379,11 +379,11 @@ def end_stretch(pool, state, unit):
         num_gaps += (n * k - own["num_joined"]) * gain
         for slot in range(n - own["num_joined"], n):
             gap_s = (at["start_s"] - state.jobs[pool.seqs[lane, slot]]["token_s"] + first_s) / gain
-            record_gaps(state.weights, GAPS_PER_DECADE, gap_s, gap_s, gain)
+            record_gaps(state.weights, gap_s, gap_s, gain)
         own["num_joined"] = 0
     if num_gaps > 0:
         last_s = max(first_s, 2 * total_s / k - first_s)
-        record_gaps(state.weights, GAPS_PER_DECADE, first_s / gain, last_s / gain, num_gaps)
+        record_gaps(state.weights, first_s / gain, last_s / gain, num_gaps)
     at["clock"] += k
     at["is_running"] = 0
     set_time(state.times, pool.leaf + unit, NEVER)

@@ -145,9 +145,8 @@ def _fleet(num: int) -> tuple[NDArray[Any], ...]:
 
 def _tables(instance: Instance) -> FloatArray:
     cost = instance.cost
-    return np.concatenate(
-        (cost.decode_s, cost.head_s, cost.kv_read_s_per_token, cost.window_read_s_per_token, cost.mixed_s)
-    )
+    rows = np.column_stack((cost.decode_s, cost.head_s, cost.kv_read_s_per_token, cost.window_read_s_per_token))
+    return np.concatenate((rows.ravel(), cost.mixed_s))
 
 
 def _columns(jobs: Jobs) -> IntArray:
