@@ -11,7 +11,8 @@ Total order of events at one time:
    closed loop every request that ends, in that order, sends the next one.
 2. Requests that have become visible are routed one by one in order of arrival (`estimator.kernels.routing`), to the
    lanes of an instance in turns. One that can never fit its lane is rejected here.
-3. Instances without a running step put the next one together; none sees another, so that their order is no matter.
+3. Instances without a running step put the next one together, others cut their jump where somebody new can join; none
+   sees another, so that their order is no matter.
 
 While every lane only decodes, step times are a piecewise straight line (`_segment`), so that the group jumps to the
 next finish, to the step that runs out of blocks, or to the first step end after an arrival that can be admitted.
@@ -196,7 +197,7 @@ def _release(when, visible, front, delay, i, free_s, t):
 
 @njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
 def _plan(lane, work, job, when, sums, tab, r, g, t, horizon, most):
-    """(steps, seconds) that instance g does next, from time t; no steps if it has nothing to do.
+    """Steps that instance g does next, from time t, 0 if it has nothing to do.
 
     Arrivals up to `horizon` take part; decode steps are at most `most`.
     """
@@ -210,14 +211,9 @@ def _plan(lane, work, job, when, sums, tab, r, g, t, horizon, most):
             unseen = unseen or (i >= 0 and horizon >= 0 and when[i, VISIBLE] > horizon and has_seat(lane, r, at))
             mixed = mixed or lane[at, TOKENS] > 0
             k = min(k, lane[at, STEPS])
-    if mixed:
-        return 1, _segment(lane, work, tab, r, g, 0)[0]
-    if k == MANY:
-        return 0, 0.0
-    most = min(most, r.longest_jump)
-    if unseen and r.poll_steps <= 1:
-        most = 1
-    return _jump(lane, work, tab, r, g, min(k, most), NEVER)
+    if mixed or (unseen and r.poll_steps <= 1 and k < MANY):
+        return 1
+    return min(k, most, r.longest_jump) if k < MANY else 0
 
 
 @njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
@@ -323,26 +319,29 @@ def run_instances(lane, work, job, when, sums, weights, tab, r, visible, front, 
             if enqueue(lane, job, r, at, come):
                 outstanding[g] += 1
                 turns[g] = turns[g] + 1 if turns[g] + 1 < num_lanes else 0
-                if steps[g] == 0 and not is_listed[g]:
+                if not is_listed[g] and (
+                    steps[g] == 0
+                    or (
+                        steps[g] > 1
+                        and r.poll_steps <= 1
+                        and (r.wait_steps > 0 or (not is_behind and has_seat(lane, r, at)))
+                    )
+                ):
                     idle[num_idle], is_listed[g] = g, True
                     num_idle += 1
-                elif (
-                    steps[g] > 1
-                    and r.poll_steps <= 1
-                    and (r.wait_steps > 0 or (not is_behind and has_seat(lane, r, at)))
-                ):
-                    steps[g], span_s = _jump(lane, work, tab, r, g, steps[g], t - start_s[g])
-                    _set_end(tree, g, start_s[g] + span_s)
             elif r.concurrency > 0 and released < num:
                 free_s = _release(when, visible, front, delay, released, free_s, t)
                 released += 1
             come += 1
-        for m in range(num_idle):  # 3. steps begin
+        for m in range(num_idle):  # 3. steps begin, jumps are cut
             g = idle[m]
             is_listed[g] = False
-            horizon, most = _notice(lane, job, when, look, r, g, t)
-            steps[g], span_s = _plan(lane, work, job, when, sums, tab, r, g, t, horizon, most)
+            limit_s = t - start_s[g]
+            if steps[g] == 0:
+                horizon, most = _notice(lane, job, when, look, r, g, t)
+                steps[g] = _plan(lane, work, job, when, sums, tab, r, g, t, horizon, most)
+                start_s[g], limit_s = t, NEVER
             if steps[g] > 0:
-                start_s[g] = t
-                _set_end(tree, g, t + span_s)
+                steps[g], span_s = _jump(lane, work, tab, r, g, steps[g], limit_s)
+                _set_end(tree, g, start_s[g] + span_s)
         num_idle = 0
