@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,8 +44,9 @@ class MeanRequest:
     cached_token_steps: float
 
     @classmethod
+    @lru_cache(maxsize=32)
     def of(cls, requests: Requests, window_tokens: int) -> MeanRequest:
-        """Mean over `requests`; `window_tokens` as in `StepCost`."""
+        """Mean over `requests`; `window_tokens` as in `StepCost`. Strategies are judged on the same requests: kept."""
         prompt = requests.input_tokens.astype(np.float64)
         cached = requests.cached_tokens.astype(np.float64)
         gaps = requests.output_tokens - 1.0
@@ -76,7 +78,7 @@ def screen(system: System, requests: Requests, slo: Slo | None = None) -> float:
 
     `requests`: a sample of the traffic; only its lengths count.
     """
-    limit_s = math.inf if slo is None else min((t.limit_s for t in slo.targets if t.metric == "tpot"), default=math.inf)
+    limit_s = math.inf if slo is None else tpot_limit_s(slo)
     if isinstance(system, Collocated):
         mean = MeanRequest.of(requests, system.instance.cost.window_tokens)
         return system.num_instances * instance_rate_req_s(system.instance, mean, tpot_s=limit_s)
@@ -87,6 +89,11 @@ def screen(system: System, requests: Requests, slo: Slo | None = None) -> float:
         system.num_decode * instance_rate_req_s(system.decode, decode, tpot_s=limit_s, prefill=False),
         link_rate_req_s(system, prefill.prompt_tokens),
     )
+
+
+def tpot_limit_s(slo: Slo) -> float:
+    """The tightest limit on TPOT; ∞ where the SLO has none."""
+    return min((target.limit_s for target in slo.targets if target.metric == "tpot"), default=math.inf)
 
 
 def link_rate_req_s(system: System, prompt_tokens: float) -> float:

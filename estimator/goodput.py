@@ -1,9 +1,10 @@
 """Goodput: the largest arrival rate at which a system keeps its SLO.
 
-The search brackets the answer from the capacity estimate, closes in on few requests, and confirms on many. All rates
-see the same requests with the same gaps, scaled (common random numbers), so the excess over the SLO is a nearly
-monotone function of the rate and the comparison of two strategies carries little noise. The first tenth of the
-requests (start from empty) and the last twentieth (which see the system drain) are simulated but not judged.
+The search brackets the answer from the capacity estimate, closes in on few requests, and confirms on many; `Effort`
+says on how many and how closely. All rates see the same requests with the same gaps, scaled (common random numbers), so
+the excess over the SLO is a nearly monotone function of the rate and the comparison of two strategies carries little
+noise. The first tenth of the requests (start from empty) and the last twentieth (which see the system drain) are
+simulated but not judged.
 
 Equal instances behind round robin are alike: m of them cost one, which sees every m-th arrival; pools of n·g and m·g
 instances cost n and m.
@@ -18,7 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from estimator.capacity import screen
+from estimator.capacity import screen, tpot_limit_s
 from estimator.errors import require
 from estimator.latency import LatencySummary, steady_window, summarise
 from estimator.outcome import Unstable
@@ -32,12 +33,11 @@ from estimator.workload import Arrivals, Lengths, Workload
 NUM_LONE = 1_000  # requests, each served alone, that tell whether any rate can meet the SLO
 LONE_GAP_S = 1e5
 NUM_COARSE = 2_500
-NUM_FINE = 20_000
 COARSE_STEP = 1.25
 COARSE_RATIO = 1.15
 NEAR = 0.75  # of the wanted width: an end this near to the expected answer is kept, and the other end put a width away
 SURE = 2.5  # widths: a bracket no wider than this is closed by a straight line
-FULL = 0.96  # of the estimate of capacity: where the search on all requests starts at most
+NEARLY = 0.96  # of the estimate of capacity: where the search on all requests starts at most
 PAST = 0.4  # of the wanted width: how far past a farther expected answer a probe goes
 MAX_STEPS = 40
 LEAST_LOAD = 1e-4  # of the capacity: below it the SLO counts as never met
@@ -45,7 +45,40 @@ DRIFT_FRAC = 0.01  # share of arrivals that may pile up within the window before
 NUM_BATCHES = 10
 T_9 = 2.262  # Student's t, 9 degrees of freedom, 97.5 %
 NEARLY_FULL_FRAC = 0.75  # mean share in use at which a queue in front means waiting for room
+IN_FLIGHT_FRAC = 0.1  # of all requests may be decoding at once: more would leave too few after the start from empty
+MOST_TIMES = 8  # as many requests as the effort asks for, where more are in flight
 NUM_CHOICES = 4  # two choices of four already differ little from two of many (Mitzenmacher 2001)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Effort:
+    """What a search spends near the answer: `num_requests` a simulation, and the width of the bracket it ends with.
+
+    Raises `BestServeError` for fewer than 1,000 requests and for a precision outside [0.001, 0.2].
+    """
+
+    num_requests: int = 20_000
+    precision: float = 0.01
+
+    def __post_init__(self) -> None:
+        require(
+            self.num_requests >= NUM_LONE,
+            field="num_requests",
+            value=self.num_requests,
+            rule="are too few",
+            accepted=f"{NUM_LONE:,} or more",
+        )
+        require(
+            0.001 <= self.precision <= 0.2,
+            field="precision",
+            value=self.precision,
+            rule="must lie in [0.001, 0.2]",
+            accepted="for example 0.01",
+        )
+
+
+FULL = Effort()
+EXPLORING = Effort(num_requests=5_000, precision=0.025)  # to choose by, not to answer with
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,7 +128,8 @@ class Prober:
     slo: Slo
     seed: int
     unit_requests: Requests
-    capacity_req_s: float = math.inf
+    times: int
+    estimate_req_s: float
     num_simulated: int = 0
     probes: list[Probe] = field(default_factory=list)
 
@@ -125,28 +159,18 @@ class Prober:
 
 
 def goodput(
-    system: System, workload: Workload, slo: Slo, *, seed: int = 0, precision: float = 0.01
+    system: System, workload: Workload, slo: Slo, *, seed: int = 0, effort: Effort = FULL
 ) -> Goodput | Unstable:
-    """Largest rate that keeps `slo`, to ±`precision` of the search; `Unstable` if no rate does.
+    """Largest rate that keeps `slo`, to the effort's precision; `Unstable` if no rate does.
 
-    Raises `BestServeError` for a precision outside [0.001, 0.2]. `seed` fixes arrivals and lengths.
+    `seed` fixes arrivals and lengths.
     """
-    require(
-        0.001 <= precision <= 0.2,
-        field="precision",
-        value=precision,
-        rule="must lie in [0.001, 0.2]",
-        accepted="for example 0.01",
-    )
     part, part_workload, num_parts = equal_part(system, workload)
-    prober = _prober(part, part_workload, slo, seed)
-    unstable = _lone_violation(prober)
-    if unstable is not None:
-        return unstable
+    prober = _prober(part, part_workload, slo, seed, effort)
     bracket = _coarse_bracket(prober)
     if isinstance(bracket, Unstable):
         return bracket
-    low, high = _fine_bracket(prober, bracket, precision)
+    low, high = _fine_bracket(prober, bracket, effort.precision)
     return _answer(prober, low, high, num_parts)
 
 
@@ -159,15 +183,20 @@ def probe(
     requests at most, the first ones.
     """
     part, part_workload, num_parts = equal_part(system, workload)
-    prober = _prober(part, part_workload, slo, seed)
+    prober = _prober(part, part_workload, slo, seed, FULL)
     num = len(prober.unit_requests)
     return prober.at(rate_req_s / num_parts, num if most is None else min(num, most))
 
 
-def _prober(part: System, workload: Workload, slo: Slo, seed: int) -> Prober:
+def _prober(part: System, workload: Workload, slo: Slo, seed: int, effort: Effort) -> Prober:
     traffic = (workload.lengths, workload.arrivals, workload.cached_frac, workload.thinning)
-    unit_requests = _unit_requests(UnitDraw(*traffic, _num_fine(part), seed))
-    return Prober(system=part, slo=slo, seed=seed, unit_requests=unit_requests)
+    requests = _unit_requests(UnitDraw(*traffic, effort.num_requests, seed))
+    estimate_req_s = screen(part, requests, slo) or 0.1 * screen(part, requests)
+    times = _times(_in_flight(part, estimate_req_s, requests, slo))
+    if times > 1:
+        requests = _unit_requests(UnitDraw(*traffic, times * effort.num_requests, seed))
+    found = {"unit_requests": requests, "times": times, "estimate_req_s": estimate_req_s}
+    return Prober(system=part, slo=slo, seed=seed, **found)  # type: ignore[arg-type]
 
 
 def equal_part(system: System, workload: Workload) -> tuple[System, Workload, int]:
@@ -204,13 +233,21 @@ def _unit_requests(draw: UnitDraw) -> Requests:
     return _first(requests, len(requests), len(requests) / float(requests.arrival_s[-1]))
 
 
-def _num_fine(system: System) -> int:
-    """Enough requests that those in flight at most are a small share of them."""
-    if isinstance(system, Disaggregated):
-        seats = system.num_decode * system.decode.limits.max_num_seqs * system.decode.parallelism.dp
-    else:
-        seats = system.num_instances * system.instance.limits.max_num_seqs * system.instance.parallelism.dp
-    return int(min(max(NUM_FINE, 20 * seats), 10 * NUM_FINE))
+def _in_flight(system: System, rate_req_s: float, requests: Requests, slo: Slo) -> float:
+    """Sequences that decode at once at most: the seats; by Little's law those of `rate_req_s` at the TPOT limit."""
+    pool, num = (
+        (system.decode, system.num_decode)
+        if isinstance(system, Disaggregated)
+        else (system.instance, system.num_instances)
+    )
+    decode_s = float(requests.output_tokens.mean()) * tpot_limit_s(slo)
+    return min(float(num * pool.limits.max_num_seqs * pool.parallelism.dp), rate_req_s * decode_s)
+
+
+def _times(in_flight: float) -> int:
+    """How many times the effort's requests are simulated so that those in flight are a small share: a power of two."""
+    needed = in_flight / (IN_FLIGHT_FRAC * FULL.num_requests)
+    return min(2 ** max(0, math.ceil(math.log2(needed))), MOST_TIMES) if needed > 1 else 1
 
 
 def _first(requests: Requests, num: int, time_scale: float) -> Requests:
@@ -254,14 +291,16 @@ def _lone_violation(prober: Prober) -> Unstable | None:
 
 
 def _coarse_bracket(prober: Prober) -> tuple[Probe, Probe] | Unstable:
-    """A kept and a missed rate within `COARSE_RATIO` of each other, on few requests."""
-    requests = prober.unit_requests
-    capacity_req_s = screen(prober.system, requests)
-    num = max(NUM_COARSE, len(requests) // 8)
-    guess = screen(prober.system, requests, prober.slo) or 0.1 * capacity_req_s
-    prober.capacity_req_s = guess
+    """A kept and a missed rate within `COARSE_RATIO` of each other, on few requests.
+
+    Only where the first rate is missed may even lone requests miss the SLO.
+    """
+    guess = prober.estimate_req_s
+    num = min(NUM_COARSE * prober.times, len(prober.unit_requests))
     probe = prober.at(0.7 * guess, num)
     low, high = (probe, None) if probe.excess <= 1.0 else (None, probe)
+    if low is None and (unstable := _lone_violation(prober)) is not None:
+        return unstable
     step = COARSE_STEP
     for _ in range(MAX_STEPS):
         if low is not None and high is not None:
@@ -269,7 +308,7 @@ def _coarse_bracket(prober: Prober) -> tuple[Probe, Probe] | Unstable:
         rate = probe.rate_req_s * step if low is not None else probe.rate_req_s / step
         if probe.rate_req_s < guess < rate:
             rate = guess  # the estimate from above is likely missed, and nearer than the step
-        if rate < LEAST_LOAD * capacity_req_s:
+        if rate < LEAST_LOAD * guess:
             target = prober.slo.binding_target(probe.simulation, probe.window)
             return Unstable(reason=f"{target} fails at {100 * LEAST_LOAD:g} % of capacity", violation=probe.excess - 1)
         probe = prober.at(rate, num)
@@ -343,7 +382,7 @@ def _fine_bracket(prober: Prober, coarse: tuple[Probe, Probe], precision: float)
     prober.probes.clear()
     fall, longest = _fall(low, high), 3.0 * math.log(high.rate_req_s / low.rate_req_s)
     start = low.rate_req_s * math.exp(min(_headroom(low) / fall, longest / 3.0))
-    probe = prober.at(min(start, FULL * prober.capacity_req_s), num)  # short runs do not show how queues grow
+    probe = prober.at(min(start, NEARLY * prober.estimate_req_s), num)  # short runs do not show how queues grow
     for _ in range(MAX_STEPS):
         kept = probe.excess <= 1.0
         distance = abs(_headroom(probe)) / fall

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from estimator.goodput import NUM_FINE
+from estimator.goodput import FULL
 from search.spec import SloSpec, Spec
 from search.view import Candidate, gpu_label
 from spaces.problem import Problem, link_of
@@ -84,8 +84,8 @@ def assumptions_of(spec: Spec, problem: Problem, best: Candidate | None) -> tupl
     rows += [
         (
             "Goodput",
-            f"highest rate that keeps the targets over {NUM_FINE:,} simulated requests or more, the same for every "
-            f"strategy (seed {spec.search.seed}); the start from empty and the end are not judged",
+            f"highest rate that keeps the targets over {FULL.num_requests:,} simulated requests or more, the same for "
+            f"every strategy (seed {spec.search.seed}); the start from empty and the end are not judged",
         ),
         ("Prices", "third-party records of public list prices, not quotes; whole nodes where sold so"),
         ("Not modelled", "start-up and warm-up of instances, network contention beside the KV hand-over"),

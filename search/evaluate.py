@@ -5,7 +5,7 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable, Sequence
 
-from estimator.goodput import Goodput, goodput
+from estimator.goodput import EXPLORING, FULL, Effort, Goodput, goodput
 from estimator.latency import PoolSummary
 from estimator.outcome import Infeasible, Unstable
 from estimator.system import Collocated, System
@@ -14,12 +14,17 @@ from spaces.problem import Problem, system_of
 from spaces.rules import broken_strategy
 from spaces.strategy import Strategy
 
-__all__ = ["Evaluate", "Evaluation", "evaluate", "evaluate_all", "failed"]
+__all__ = ["Evaluate", "Evaluation", "evaluate", "evaluate_all", "explore", "failed"]
 
 Evaluate = Callable[[Problem, Strategy, int], Evaluation]
 
 
-def evaluate(problem: Problem, strategy: Strategy, seed: int) -> Evaluation:
+def explore(problem: Problem, strategy: Strategy, seed: int) -> Evaluation:
+    """`evaluate` on few requests, to choose by."""
+    return evaluate(problem, strategy, seed, EXPLORING)
+
+
+def evaluate(problem: Problem, strategy: Strategy, seed: int, effort: Effort = FULL) -> Evaluation:
     """Goodput of the strategy, or why it has none. Every strategy sees the same requests of `seed`."""
     text = str(strategy)
     broken = broken_strategy(problem, strategy)
@@ -28,7 +33,7 @@ def evaluate(problem: Problem, strategy: Strategy, seed: int) -> Evaluation:
         return Evaluation(
             strategy=text, status="infeasible", rule=system.rule, reason=system.reason, violation=system.violation
         )
-    found = goodput(system, problem.workload, problem.slo, seed=seed)
+    found = goodput(system, problem.workload, problem.slo, seed=seed, effort=effort)
     if isinstance(found, Unstable):
         return Evaluation(strategy=text, status="unstable", reason=found.reason, violation=found.violation)
     return _ok(text, system, found)

@@ -15,7 +15,8 @@ class Evaluation:
     """What is known of one strategy. `violation` > 0 unless ok; latencies in s at the goodput, NaN unless ok.
 
     `strategy` is the written form; `failed` is our bug, `reason` then holds the end of the traceback. `prefill_…` are
-    NaN for collocated strategies. `low`/`high` bound the goodput.
+    NaN for collocated strategies. `low`/`high` bound the goodput. `is_explored`: found on few requests, to choose by;
+    an answer rests on others.
     """
 
     strategy: str
@@ -45,11 +46,17 @@ class Evaluation:
     decode_mean_batch_seqs: float = NAN
     prefill_utilisation_frac: float = NAN
     num_simulated_requests: int = 0
+    is_explored: bool = False
 
     @property
     def is_ok(self) -> bool:
         """Whether the strategy serves some load within the SLO."""
         return self.status == "ok"
+
+    @property
+    def key(self) -> str:
+        """Its place in a storage: one per strategy and effort."""
+        return key_of(self.strategy, exploring=self.is_explored)
 
     def as_dict(self) -> dict[str, Any]:
         """Field names to plain values."""
@@ -60,3 +67,8 @@ class Evaluation:
         """From `as_dict`, after JSON; unknown fields of a later version are left out."""
         known = {field.name for field in fields(cls)}
         return cls(**{name: value for name, value in values.items() if name in known})
+
+
+def key_of(strategy: str, *, exploring: bool) -> str:
+    """The key under which the strategy's evaluation is kept; its written form at full effort."""
+    return f"{strategy} explored" if exploring else strategy

@@ -1,4 +1,4 @@
-"""Who evaluates: this process, or Ray workers. One contract: each strategy given comes back once.
+"""Who evaluates: threads of this process, or Ray workers. One contract: each strategy given comes back once.
 
 Ray's traps (2.60), each with its remedy here: `uv run` builds a second environment and usage statistics phone home
 (environment set before the import); a chunk whose node is partitioned away hangs for minutes (own deadline, sent
@@ -12,7 +12,9 @@ import os
 import threading
 import time
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -20,13 +22,15 @@ from typing import Any, Protocol
 from unittest import mock
 
 from estimator.errors import BestServeError
-from search.evaluate import Evaluate, Evaluation, evaluate, evaluate_all, failed
+from search.evaluate import Evaluate, Evaluation, evaluate, evaluate_all, explore, failed
 from spaces.problem import Problem
 from spaces.strategy import Strategy
 
 LOOPBACK = "127.0.0.1"
 CHUNK_S = 0.25  # work per task: task overhead of about 1 ms stays below 1 %, and a generation still spreads
 MAX_ATTEMPTS = 3
+REPAID_S = 30.0  # of work left to the threads of two cores, for which Ray's start and its workers' are worth while
+NUM_MEASURED = 32  # evaluations that tell how long the rest will take
 RAY_ENVIRONMENT = {
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -38,8 +42,10 @@ RAY_ENVIRONMENT = {
 class Executor(Protocol):
     """Evaluates strategies of one problem under one seed."""
 
-    def run(self, strategies: Sequence[Strategy], *, in_order: bool = False) -> Iterator[Evaluation]:
-        """Each strategy's evaluation once, as they come or in the order given."""
+    def run(
+        self, strategies: Iterable[Strategy], *, in_order: bool = False, exploring: bool = False
+    ) -> Iterator[Evaluation]:
+        """Each strategy's evaluation once, as they come or in the order given; on few requests where `exploring`."""
         ...
 
     def close(self) -> None:
@@ -48,45 +54,82 @@ class Executor(Protocol):
 
 
 class LocalExecutor:
-    """Evaluates in this process, one after the other."""
+    """Evaluates in this process: in `threads`, as compiled kernels leave Python's lock to others, or one after another.
 
-    def __init__(self, problem: Problem, *, seed: int, evaluate: Evaluate = evaluate) -> None:
-        self._problem, self._seed, self._evaluate = problem, seed, evaluate
+    Threads take no start and share every cached instance.
+    """
 
-    def run(self, strategies: Sequence[Strategy], *, in_order: bool = False) -> Iterator[Evaluation]:
-        """In the order given, always."""
+    def __init__(
+        self,
+        problem: Problem,
+        *,
+        seed: int,
+        evaluate: Evaluate = evaluate,
+        explore: Evaluate = explore,
+        threads: int = 1,
+    ) -> None:
+        self._problem, self._seed, self._judges = problem, seed, (evaluate, explore)
+        self.threads = threads
+        self._pool = ThreadPoolExecutor(threads) if threads > 1 else None
+
+    def run(
+        self, strategies: Iterable[Strategy], *, in_order: bool = False, exploring: bool = False
+    ) -> Iterator[Evaluation]:
+        """In the order given, always; a strategy is taken from `strategies` when a thread will soon be free for it."""
+        under_way: deque[Future[list[Evaluation]]] = deque()
         for strategy in strategies:
-            yield from evaluate_all(self._evaluate, self._problem, [strategy], self._seed)
+            if self._pool is None:
+                yield from self._one(strategy, exploring)
+                continue
+            under_way.append(self._pool.submit(self._one, strategy, exploring))
+            if len(under_way) > 2 * self.threads:
+                yield from under_way.popleft().result()
+        while under_way:
+            yield from under_way.popleft().result()
+
+    def _one(self, strategy: Strategy, exploring: bool) -> list[Evaluation]:
+        return evaluate_all(self._judges[exploring], self._problem, [strategy], self._seed)
 
     def close(self) -> None:
-        """Nothing is held."""
+        """End the threads, once they have done what they are at."""
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
 
 
 class EagerExecutor:
-    """Evaluates here while Ray starts, and there once it has; Ray starts after `patience_s` of work, or at once for 0.
+    """Evaluates here, and on Ray once that has started: at once, or where the work left repays the start.
 
-    Starting Ray takes 3 to 4 s: once as long has been spent here, the start is at most half of what the study takes.
-    Linux ends Ray's servers with the thread that started them (PR_SET_PDEATHSIG): it stays until all is closed.
+    `planned`: strategies that the study may evaluate; None: start at once. Starting Ray takes 3 to 4 s and each worker
+    as long again in imports and compiled kernels; where threads here would be done sooner, it is never started. Linux
+    ends Ray's servers with the thread that started them (PR_SET_PDEATHSIG): it stays until all is closed.
     """
 
-    def __init__(self, here: LocalExecutor, start: Callable[[], RayExecutor], *, patience_s: float = 0.0) -> None:
-        self._here, self._start, self._patience_s = here, start, patience_s
+    def __init__(self, here: LocalExecutor, start: Callable[[], RayExecutor], *, planned: int | None = None) -> None:
+        self._here, self._start, self._planned = here, start, planned
         self._thread: threading.Thread | None = None
         self._there: RayExecutor | None = None
-        self._spent_s = 0.0
+        self._spent_s, self._num_done = 0.0, 0
         self._settled, self._over = threading.Event(), threading.Event()
         self._begin_if_due()
 
-    def run(self, strategies: Sequence[Strategy], *, in_order: bool = False) -> Iterator[Evaluation]:
+    def run(
+        self, strategies: Iterable[Strategy], *, in_order: bool = False, exploring: bool = False
+    ) -> Iterator[Evaluation]:
         """In the order given while this process evaluates, then as Ray has it."""
-        waiting = list(strategies)
-        while waiting and self.is_local:
-            started_s = time.monotonic()
-            yield from self._here.run([waiting.pop(0)])
-            self._spent_s += time.monotonic() - started_s
+        waiting = deque(strategies)
+        before_s = time.monotonic()
+        for evaluation in self._here.run(self._while_local(waiting), exploring=exploring):
+            now_s = time.monotonic()
+            self._spent_s, self._num_done, before_s = self._spent_s + now_s - before_s, self._num_done + 1, now_s
             self._begin_if_due()
+            yield evaluation
+            before_s = time.monotonic()
         if waiting and self._there is not None:
-            yield from self._there.run(waiting, in_order=in_order)
+            yield from self._there.run(waiting, in_order=in_order, exploring=exploring)
+
+    def _while_local(self, waiting: deque[Strategy]) -> Iterator[Strategy]:
+        while waiting and self.is_local:
+            yield waiting.popleft()
 
     @property
     def is_local(self) -> bool:
@@ -95,6 +138,7 @@ class EagerExecutor:
 
     def close(self) -> None:
         """Wait for a start under way, and stop what it started."""
+        self._here.close()
         if self._thread is None:
             return
         self._settled.wait()
@@ -104,9 +148,17 @@ class EagerExecutor:
         self._thread.join()
 
     def _begin_if_due(self) -> None:
-        if self._thread is None and self._spent_s >= self._patience_s:
+        if self._thread is None and self._is_due:
             self._thread = threading.Thread(target=self._begin, daemon=True)
             self._thread.start()
+
+    @property
+    def _is_due(self) -> bool:
+        if self._planned is None:
+            return True
+        if self._num_done < NUM_MEASURED:
+            return False
+        return self._spent_s / self._num_done * (self._planned - self._num_done) > REPAID_S
 
     def _begin(self) -> None:
         try:
@@ -128,27 +180,30 @@ class _Chunk:
 class RayExecutor:
     """Evaluates on Ray workers: its own on this machine, or those of the cluster at `address`."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  (what is evaluated, how, and where)
         self,
         problem: Problem,
         *,
         seed: int,
         evaluate: Evaluate = evaluate,
+        explore: Evaluate = explore,
         workers: int | None = None,
         address: str | None = None,
         deadline_s: float = 120.0,
     ) -> None:
         self._ray = _start_ray(workers, address)
         self.workers = self._num_workers()
-        self._payload = self._ray.put((evaluate, problem, seed))
+        self._payload = self._ray.put(((evaluate, explore), problem, seed))
         self._task = self._ray.remote(max_retries=2)(_evaluate_chunk)
         self._deadline_s = deadline_s
         self._cost_s: float | None = None
 
-    def run(self, strategies: Sequence[Strategy], *, in_order: bool = False) -> Iterator[Evaluation]:
+    def run(
+        self, strategies: Iterable[Strategy], *, in_order: bool = False, exploring: bool = False
+    ) -> Iterator[Evaluation]:
         """Chunks as they finish; in order, an evaluation waits for those before it."""
         self.workers = self._num_workers()
-        arrived = self._arrivals(strategies)
+        arrived = self._arrivals(list(strategies), exploring)
         if not in_order:
             yield from (evaluation for _, evaluation in arrived)
             return
@@ -168,7 +223,7 @@ class RayExecutor:
         """Cores of the cluster as it is now: nodes come and go."""
         return max(1, int(self._ray.cluster_resources().get("CPU", 1)))
 
-    def _arrivals(self, strategies: Sequence[Strategy]) -> Iterator[tuple[int, Evaluation]]:
+    def _arrivals(self, strategies: Sequence[Strategy], exploring: bool) -> Iterator[tuple[int, Evaluation]]:
         """(index, evaluation) in the order in which they come, each index once."""
         waiting = sorted(range(len(strategies)), key=lambda index: _shapes(strategies[index]))  # share instances
         retries: list[_Chunk] = []
@@ -177,7 +232,8 @@ class RayExecutor:
         while len(done) < len(strategies):
             while (waiting or retries) and len(in_flight) < 2 * self.workers:
                 chunk = retries.pop() if retries else _Chunk(members=self._take(waiting))
-                ref = self._task.remote([self._payload], [strategies[index] for index in chunk.members])
+                members = [strategies[index] for index in chunk.members]
+                ref = self._task.remote([self._payload], members, exploring)
                 in_flight[ref] = chunk
             for chunk in islice(in_flight.values(), self.workers):
                 chunk.running_since_s = min(chunk.running_since_s, time.monotonic())
@@ -244,10 +300,10 @@ def _shapes(strategy: Strategy) -> str:
     return "+".join(pool.written().lstrip("0123456789") for pool in strategy.pools)
 
 
-_unpacked: dict[str, Any] = {}  # in a worker: payload id → (evaluate, problem, seed); keeps the instance cache warm
+_unpacked: dict[str, Any] = {}  # in a worker: payload id → payload; keeps the instance cache warm
 
 
-def _evaluate_chunk(payload: list[Any], strategies: list[Strategy]) -> tuple[list[Evaluation], float]:
+def _evaluate_chunk(payload: list[Any], strategies: list[Strategy], exploring: bool) -> tuple[list[Evaluation], float]:
     """In a worker: the chunk's evaluations and the seconds they took. The payload comes boxed, to be fetched once."""
     import ray
 
@@ -256,8 +312,8 @@ def _evaluate_chunk(payload: list[Any], strategies: list[Strategy]) -> tuple[lis
     if key not in _unpacked:
         _unpacked.clear()
         _unpacked[key] = ray.get(payload[0])
-    evaluate, problem, seed = _unpacked[key]
-    found = evaluate_all(evaluate, problem, strategies, seed)
+    judges, problem, seed = _unpacked[key]
+    found = evaluate_all(judges[exploring], problem, strategies, seed)
     return found, time.perf_counter() - started_s
 
 

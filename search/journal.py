@@ -54,15 +54,15 @@ class Storage(Protocol):
     """Where finished evaluations are kept, by one driver or by several."""
 
     def read(self) -> dict[str, Evaluation]:
-        """Evaluations by written form, the broken ones left out."""
+        """Evaluations by key, the broken ones left out."""
         ...
 
     def arrived(self) -> dict[str, Evaluation]:
         """What other drivers finished since the last look."""
         ...
 
-    def claim(self, texts: Sequence[str]) -> list[str]:
-        """Of these strategies some that no other driver is at work on; none if all are taken."""
+    def claim(self, keys: Sequence[str]) -> list[str]:
+        """Of these evaluations some that no other driver is at work on; none if all are taken."""
         ...
 
     def append(self, space: Space, strategy: Strategy, evaluation: Evaluation, usd_per_h: float) -> None:
@@ -90,21 +90,21 @@ class Journal:
         )
 
     def read(self) -> dict[str, Evaluation]:
-        """Evaluations by written form; broken ones are left out, so that a resumed run tries them again."""
+        """Evaluations by key; broken ones are left out, so that a resumed run tries them again."""
         found = {}
         for trial in self._study.get_trials(deepcopy=False):
             evaluation = Evaluation.from_dict(trial.user_attrs["evaluation"])
             if evaluation.status != "failed":
-                found[evaluation.strategy] = evaluation
+                found[evaluation.key] = evaluation
         return found
 
     def arrived(self) -> dict[str, Evaluation]:
         """Nothing: a journal has one driver, which knows what it appended."""
         return {}
 
-    def claim(self, texts: Sequence[str]) -> list[str]:
+    def claim(self, keys: Sequence[str]) -> list[str]:
         """All of them: nobody else is at work."""
-        return list(texts)
+        return list(keys)
 
     def close(self) -> None:
         """Nothing is held."""

@@ -32,7 +32,6 @@ from spaces.space import Space
 from spaces.strategy import Strategy
 
 RUNS = Path("runs")
-RAY_START_S = 4.0  # what starting Ray takes on two cores: work done here before it is worth it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -88,10 +87,10 @@ def plan(  # noqa: PLR0913  (the command's own options, one each)
 ) -> Plan:
     """Search the spec's space and leave the run's folder (`out`, or `runs/<name>` with a number if taken).
 
-    `workers`: Ray workers on this machine (0: no Ray, this process alone; None: one per core once the study proves
-    long); `address`: a running cluster's instead. `storage`: PostgreSQL shared with other drivers of the same spec.
-    `warm_start`: a finished run whose front is tried first. An interrupted run goes on with `resume` and ends with the
-    same front.
+    `workers`: Ray workers on this machine (0: no Ray, this process's threads alone; None: one per core if the study
+    proves long); `address`: a running cluster's instead. `storage`: PostgreSQL shared with other drivers of the
+    same spec. `warm_start`: a finished run whose front is tried first. An interrupted run goes on with `resume` and
+    ends with the same front.
     """
     started_s = time.monotonic()
     text = frozen_text(spec)
@@ -102,10 +101,10 @@ def plan(  # noqa: PLR0913  (the command's own options, one each)
         folder.write(FROZEN, book.text().encode())
     spec = load_run_spec(path)
     problem, tariff = spec.problem(), tariff_of(spec)
-    executor = make_executor(problem, seed=spec.search.seed, workers=workers, address=address)
+    space = Space(problem)
+    settings = _settings(spec, trials, warm_start, space)
+    executor = make_executor(problem, settings, workers=workers, address=address)
     try:
-        space = Space(problem)
-        settings = _settings(spec, trials, warm_start, space)
         manifest = {"name": spec.name, "command": command, "seed": settings.seed, "trials": settings.trials}
         manifest |= {"started": datetime.now(UTC).isoformat(timespec="seconds"), "workers": workers, "address": address}
         manifest |= {"storage": storage.split("@")[-1] if storage else "study.journal"}
@@ -138,22 +137,21 @@ def _settings(spec: Spec, trials: int | None, warm_start: Path | None, space: Sp
         demand_req_s=demand,
         screen=search.screen,
         warm=warm_strategies(warm_start, space, demand) if warm_start else (),
+        explores=True,
     )
 
 
-def make_executor(problem: Problem, *, seed: int, workers: int | None, address: str | None) -> Executor:
+def make_executor(problem: Problem, settings: Settings, *, workers: int | None, address: str | None) -> Executor:
     """Ray at `address` or on this machine, where this process works too until Ray is there; 0 workers: no Ray."""
-    here = LocalExecutor(problem, seed=seed)
+    seed = settings.seed
     if address is not None:
         return RayExecutor(problem, seed=seed, address=address)
     cores = os.cpu_count() or 1
+    here = LocalExecutor(problem, seed=seed, threads=cores)
     if workers == 0 or (workers is None and cores == 1):
         return here
-    return EagerExecutor(
-        here,
-        lambda: RayExecutor(problem, seed=seed, workers=workers or cores),
-        patience_s=RAY_START_S if workers is None else 0.0,
-    )
+    planned = settings.trials if workers is None else None
+    return EagerExecutor(here, lambda: RayExecutor(problem, seed=seed, workers=workers or cores), planned=planned)
 
 
 def _logged(folder: RunFolder, progress: Callable[[Progress], None] | None) -> Callable[[Progress], None]:

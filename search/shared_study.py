@@ -40,9 +40,9 @@ class SharedStudy:
         self._finished: set[str] = set()
 
     def read(self) -> dict[str, Evaluation]:
-        """Evaluations by written form; broken ones are left out, so that a resumed run tries them again."""
+        """Evaluations by key; broken ones are left out, so that a resumed run tries them again."""
         self._look()
-        sound = {text: found for text, found in self.arrived().items() if found.status != "failed"}
+        sound = {key: found for key, found in self.arrived().items() if found.status != "failed"}
         self._finished = set(sound)
         return sound
 
@@ -51,29 +51,29 @@ class SharedStudy:
         arrived, self._arrived = self._arrived, {}
         return arrived
 
-    def claim(self, texts: Sequence[str]) -> list[str]:
-        """Of these strategies the next few that are nobody else's; they are this driver's until appended."""
+    def claim(self, keys: Sequence[str]) -> list[str]:
+        """Of these evaluations the next few that are nobody else's; they are this driver's until appended."""
         locked: list[str] = []
-        for text in texts:
+        for key in keys:
             if len(locked) == CLAIMS:
                 break
-            if self._execute("SELECT pg_try_advisory_lock(%s)", self._key(text)):
-                locked.append(text)
-        self._look()  # a lock may have come free because its strategy was finished
-        for text in locked:
-            if text in self._finished:
-                self._release(text)
-        return [text for text in locked if text not in self._finished]
+            if self._execute("SELECT pg_try_advisory_lock(%s)", self._number(key)):
+                locked.append(key)
+        self._look()  # a lock may have come free because its evaluation was finished
+        for key in locked:
+            if key in self._finished:
+                self._release(key)
+        return [key for key in locked if key not in self._finished]
 
     def _look(self) -> None:
         trials = self._study.get_trials(deepcopy=False)
         fresh, self._num_seen = trials[self._num_seen :], len(trials)
         found = [Evaluation.from_dict(trial.user_attrs["evaluation"]) for trial in fresh]
-        self._arrived |= {evaluation.strategy: evaluation for evaluation in found}
-        self._finished |= {evaluation.strategy for evaluation in found}
+        self._arrived |= {evaluation.key: evaluation for evaluation in found}
+        self._finished |= {evaluation.key for evaluation in found}
 
-    def _release(self, text: str) -> None:
-        self._execute("SELECT pg_advisory_unlock(%s)", self._key(text))
+    def _release(self, key: str) -> None:
+        self._execute("SELECT pg_advisory_unlock(%s)", self._number(key))
 
     def append(self, space: Space, strategy: Strategy, evaluation: Evaluation, usd_per_h: float) -> None:
         """One finished evaluation, committed when this returns, and the claim given up.
@@ -82,21 +82,21 @@ class SharedStudy:
         the strategy was evaluated again, and is recorded once.
         """
         self._look()
-        if evaluation.strategy not in self._finished:
+        if evaluation.key not in self._finished:
             attributes = {"evaluation": evaluation.as_dict()}
             self._study.add_trial(finished_trial(space, strategy, evaluation, usd_per_h, attributes))
-        self._release(evaluation.strategy)
+        self._release(evaluation.key)
 
     def close(self) -> None:
         """Give up every claim."""
         self._locks.close()
 
-    def _key(self, text: str) -> int:
-        digest = hashlib.sha256(f"{self._name}\n{text}".encode()).digest()
+    def _number(self, key: str) -> int:
+        digest = hashlib.sha256(f"{self._name}\n{key}".encode()).digest()
         return int.from_bytes(digest[:8], "little", signed=True)
 
-    def _execute(self, statement: str, key: int) -> bool:
-        row = self._locks.execute(statement, (key,)).fetchone()
+    def _execute(self, statement: str, number: int) -> bool:
+        row = self._locks.execute(statement, (number,)).fetchone()
         return bool(row and row[0])
 
 

@@ -4,15 +4,16 @@ Proposers fill synchronous generations: an *opening* (the front of the closed fo
 Optuna *sampler*, the *forecast* (what should add most area to the front, or carry the demand for less) and the
 *neighbours* of the front. Small spaces are gone through whole instead. A generation depends on the seed and on earlier
 results alone, so a study repeats exactly whatever the number of workers, and a resumed one goes the same way: finished
-evaluations come from the journal instead of a worker.
+evaluations come from the journal instead of a worker. A study that `explores` evaluates what it proposes on few
+requests, and at its end confirms at full effort what the answer rests on (`search.confirming`).
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import islice
 
 import numpy as np
@@ -20,11 +21,14 @@ from numpy.typing import NDArray
 from scipy.special import ndtr
 
 from estimator.errors import BestServeError
+from search.confirming import to_confirm
 from search.evaluate import Evaluation
+from search.evaluation import key_of
 from search.executor import Executor
 from search.forecast import Features, Forecast, most_gain, shortfall
 from search.journal import Storage
 from search.known import Known
+from search.offer import Offer
 from search.sampling import SAMPLER_FRAC, Hopeless, Proposer, SamplerName, choose_sampler
 from search.screen import MARGIN, Rows, Screen
 from spaces.space import Space
@@ -44,7 +48,8 @@ MAX_FAILED = 10  # evaluations that break before the study stops
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """How a study runs. `trials`: strategies evaluated at most; `screen`: leave out what the closed form rules out;
-    `warm`: strategies tried first, those of them that the space holds.
+    `warm`: strategies tried first, those of them that the space holds; `explores`: proposals are evaluated on few
+    requests and the answer confirmed at the end, beyond `trials`.
     """
 
     trials: int = 256
@@ -53,6 +58,7 @@ class Settings:
     demand_req_s: float | None = None
     screen: bool = True
     warm: tuple[Strategy, ...] = ()
+    explores: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,6 +132,8 @@ class Study:
             self._exhaust(budget)
         else:
             self._search(sampler, budget)
+        if self.settings.explores:
+            self._confirm()
         return StudyResult(
             evaluations=tuple(self._known.evaluations.values()),
             sampler=sampler,
@@ -292,21 +300,39 @@ class Study:
     def _evaluate(self, proposed: Sequence[Strategy], phase: str) -> int:
         """Evaluate what is new and remember it in the order proposed; returns how many were new."""
         new = [strategy for strategy in dict.fromkeys(proposed) if strategy not in self._known]
-        by_text = {str(strategy): strategy for strategy in new}
-        while todo := [text for text in by_text if text not in self._memo]:
-            claimed = todo if self.storage is None else self._claimed(todo)
-            for evaluation in self.executor.run([by_text[text] for text in claimed]):
-                self._memo[evaluation.strategy] = evaluation
-                if self.storage is not None:
-                    strategy = by_text[evaluation.strategy]
-                    self.storage.append(self.space, strategy, evaluation, self._known.cost(strategy))
-        for text, strategy in by_text.items():
-            self._known.evaluations[strategy] = self._memo[text]
+        self._remember(new, exploring=self.settings.explores)
         self._stop_if_broken()
         if new:
             self._learn(new)
             self._report(phase)
         return len(new)
+
+    def _confirm(self) -> None:
+        """Evaluate at full effort what the answer rests on, until all of it is."""
+        while doubted := to_confirm(list(self._offers()), self.settings.demand_req_s):
+            self._remember(doubted, exploring=False)
+            self._report("confirmation")
+
+    def _offers(self) -> Iterator[Offer]:
+        """What is known to serve some load, with its whole price."""
+        for strategy, evaluation in self._known.evaluations.items():
+            if evaluation.is_ok:
+                price = self._known.cost(strategy) + (self.extra_of(strategy) if self.extra_of else 0.0)
+                yield Offer(strategy=strategy, evaluation=evaluation, usd_per_h=price)
+
+    def _remember(self, strategies: Sequence[Strategy], *, exploring: bool) -> None:
+        """Have the strategies evaluated, by whoever has not done so yet, and know them in the order given."""
+        by_key = {key_of(str(strategy), exploring=exploring): strategy for strategy in strategies}
+        while todo := [key for key in by_key if key not in self._memo]:
+            claimed = todo if self.storage is None else self._claimed(todo)
+            for found in self.executor.run([by_key[key] for key in claimed], exploring=exploring):
+                evaluation = replace(found, is_explored=exploring)
+                self._memo[evaluation.key] = evaluation
+                if self.storage is not None:
+                    strategy = by_key[evaluation.key]
+                    self.storage.append(self.space, strategy, evaluation, self._known.cost(strategy))
+        for key, strategy in by_key.items():
+            self._known.evaluations[strategy] = self._memo[key]
 
     def _claimed(self, todo: Sequence[str]) -> list[str]:
         """What this driver is to evaluate next; others' answers are taken in, and waited for where all is theirs."""
@@ -315,7 +341,7 @@ class Study:
         self._memo |= self.storage.arrived()
         if not claimed:
             time.sleep(POLL_S)
-        return [text for text in claimed if text not in self._memo]
+        return [key for key in claimed if key not in self._memo]
 
     def _learn(self, new: Sequence[Strategy]) -> None:
         """Close the rows of what is known, and keep what it says about the rest."""

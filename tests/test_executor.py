@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,12 @@ def troubled(problem: Problem, strategy: Strategy, seed: int) -> Evaluation:
     return made_up(problem, strategy, seed)
 
 
+def halved(problem: Problem, strategy: Strategy, seed: int) -> Evaluation:
+    """What exploring finds here: half the goodput."""
+    exact = made_up(problem, strategy, seed)
+    return replace(exact, goodput_req_s=exact.goodput_req_s / 2)
+
+
 def slowly(problem: Problem, strategy: Strategy, seed: int) -> Evaluation:
     """Slow enough that Ray starts in the middle of the work."""
     time.sleep(0.02)
@@ -42,25 +49,30 @@ def slowly(problem: Problem, strategy: Strategy, seed: int) -> Evaluation:
 
 
 @pytest.fixture(
-    params=["local", pytest.param("ray", marks=pytest.mark.ray), pytest.param("eager", marks=pytest.mark.ray)]
+    params=[
+        "local",
+        "threads",
+        pytest.param("ray", marks=pytest.mark.ray),
+        pytest.param("eager", marks=pytest.mark.ray),
+    ]
 )
 def executor(request: pytest.FixtureRequest) -> Iterator[Executor]:
     """Each executor in turn, on made-up evaluations."""
     problem = small_problem()
-    if request.param == "local":
-        yield LocalExecutor(problem, seed=0, evaluate=made_up)
-        return
-    if request.param == "ray":
-        started: Executor = RayExecutor(problem, seed=0, evaluate=made_up, workers=2)
+    if request.param in ("local", "threads"):
+        threads = 3 if request.param == "threads" else 1
+        started: Executor = LocalExecutor(problem, seed=0, evaluate=made_up, explore=halved, threads=threads)
+    elif request.param == "ray":
+        started = RayExecutor(problem, seed=0, evaluate=made_up, explore=halved, workers=2)
     else:
-        here = LocalExecutor(problem, seed=0, evaluate=slowly)
-        started = EagerExecutor(here, lambda: RayExecutor(problem, seed=0, evaluate=slowly, workers=2))
+        here = LocalExecutor(problem, seed=0, evaluate=slowly, explore=halved, threads=2)
+        started = EagerExecutor(here, lambda: RayExecutor(problem, seed=0, evaluate=slowly, explore=halved, workers=2))
     yield started
     started.close()
 
 
 def test_contract(executor: Executor) -> None:
-    """Every strategy comes back once, equal to its evaluation here; in order if asked; nothing for nothing."""
+    """Every strategy comes back once, equal to its evaluation here; in order or explored if asked; none for none."""
     problem = small_problem()
     strategies = list(Space(problem))
     expected = {str(strategy): made_up(problem, strategy, 0) for strategy in strategies}
@@ -70,6 +82,19 @@ def test_contract(executor: Executor) -> None:
     ordered = list(executor.run(strategies[::-1], in_order=True))
     assert [e.strategy for e in ordered] == [str(strategy) for strategy in strategies[::-1]]
     assert list(executor.run([])) == []
+    explored = list(executor.run(strategies, in_order=True, exploring=True))
+    assert [e.goodput_req_s for e in explored] == [expected[str(s)].goodput_req_s / 2 for s in strategies]
+
+
+def test_threads_find_what_one_thread_finds() -> None:
+    """Simulated goodputs of strategies that share instances are the same bytes in three threads as in one."""
+    problem = small_problem()
+    strategies = list(Space(problem))[::40]
+    one, three = (LocalExecutor(problem, seed=0, threads=threads) for threads in (1, 3))
+    found = [list(executor.run(strategies, exploring=True)) for executor in (one, three)]
+    three.close()
+    assert len(found[0]) > 5
+    assert [repr(e) for e in found[0]] == [repr(e) for e in found[1]]
 
 
 @pytest.mark.ray
@@ -98,7 +123,7 @@ def test_a_short_study_never_starts_ray() -> None:
     def never() -> RayExecutor:
         raise AssertionError("Ray was started")
 
-    executor = EagerExecutor(LocalExecutor(problem, seed=0, evaluate=made_up), never, patience_s=3600.0)
+    executor = EagerExecutor(LocalExecutor(problem, seed=0, evaluate=made_up), never, planned=1000)
     assert len(list(executor.run(list(Space(problem))))) == Space(problem).size
     executor.close()
 

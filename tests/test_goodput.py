@@ -15,7 +15,7 @@ from scipy.optimize import brentq
 
 from estimator.capacity import MeanRequest, decode_fixed_point, instance_rate_req_s, screen
 from estimator.errors import BestServeError
-from estimator.goodput import Goodput, equal_part, goodput
+from estimator.goodput import Effort, Goodput, equal_part, goodput
 from estimator.instance import EngineLimits, Instance
 from estimator.iteration import StepCost
 from estimator.outcome import Unstable
@@ -284,4 +284,4 @@ def test_interval_covers_the_long_run() -> None:
 def test_precision_is_checked() -> None:
     """A precision of 0 is refused by name."""
     with pytest.raises(BestServeError, match=r"precision: 0.0 must lie in \[0.001, 0.2\]"):
-        goodput(Collocated(instance=instance_of()), CHAT, SLO, precision=0.0)
+        goodput(Collocated(instance=instance_of()), CHAT, SLO, effort=Effort(precision=0.0))

@@ -19,13 +19,14 @@ import time
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-import estimator.goodput
 from estimator.cost import PriceCard, bill
+from estimator.goodput import Effort
 from search.evaluate import Evaluate, Evaluation, evaluate
 from search.executor import LocalExecutor, RayExecutor
 from search.journal import Journal
@@ -97,20 +98,19 @@ def spec_of(name: str, given: Mapping[str, Any]) -> Spec:
 
 def truth(name: str, cache: Path) -> Truth:
     """All evaluations of a problem, from the cache as far as it goes; 8,000 requests a probe instead of 20,000."""
-    estimator.goodput.NUM_FINE = 8_000
     spec = spec_of(name, PROBLEMS[name])
     problem = spec.problem()
     space = Space(problem)
     cache.mkdir(parents=True, exist_ok=True)
     path = cache / f"{name}.jsonl"
-    known = {}
+    known, judge = {}, partial(evaluate, effort=Effort(num_requests=8_000))
     for line in path.read_text().splitlines() if path.exists() else ():
         evaluation = Evaluation.from_dict(json.loads(line))
         known[evaluation.strategy] = evaluation
     with path.open("a") as file:
         for strategy in space:
             if str(strategy) not in known:
-                (evaluation,) = LocalExecutor(problem, seed=0, evaluate=evaluate).run([strategy])
+                (evaluation,) = LocalExecutor(problem, seed=0, evaluate=judge).run([strategy])
                 known[evaluation.strategy] = evaluation
                 file.write(json.dumps(evaluation.as_dict()) + "\n")
     return Truth(spec=spec, cards=spec.cards(), space=space, by_text={str(s): known[str(s)] for s in space})

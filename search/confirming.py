@@ -1,0 +1,48 @@
+"""Which strategies must be evaluated at full effort before an answer may rest on them.
+
+A study explores: it evaluates what it proposes on few requests (`estimator.goodput.EXPLORING`), which is enough to
+choose where to look. What is then recommended, the best of each architecture and GPU type, and every member of the
+front are *confirmed*, evaluated again at full effort; and so is what might have been recommended instead, the cheaper
+strategies whose interval reaches the demand. A confirmed goodput may differ, and another strategy take the place: this
+repeats until all that the answer rests on is confirmed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from search.offer import Offer, best_offer, cheapest_front
+from spaces.strategy import Strategy
+
+
+def to_confirm(offers: Sequence[Offer], demand_req_s: float | None) -> list[Strategy]:
+    """Explored strategies that the answer would rest on as things stand, each once; none: all is confirmed."""
+    asked = list(cheapest_front(offers))
+    if demand_req_s is not None:
+        for members in _classes(offers):
+            best = best_offer(members, demand_req_s)
+            asked += [] if best is None else [best]
+        for is_disaggregated in (False, True):
+            kind = [offer for offer in offers if offer.strategy.is_disaggregated == is_disaggregated]
+            asked += _rivals(kind, demand_req_s)
+    return list(dict.fromkeys(offer.strategy for offer in asked if offer.evaluation.is_explored))
+
+
+def _classes(offers: Sequence[Offer]) -> Iterator[list[Offer]]:
+    """Offers by architecture, and by GPU type that they use."""
+    for is_disaggregated in (False, True):
+        yield [offer for offer in offers if offer.strategy.is_disaggregated == is_disaggregated]
+    for gpu in sorted({gpu for offer in offers for gpu in offer.strategy.gpu_counts}):
+        yield [offer for offer in offers if gpu in offer.strategy.gpu_counts]
+
+
+def _rivals(offers: Sequence[Offer], demand_req_s: float) -> Iterator[Offer]:
+    """Explored offers cheaper than the best of these whose interval reaches the demand although their goodput does not.
+
+    Where none carries the demand nothing is known to be dearer: all that may carry it are rivals.
+    """
+    best = best_offer(offers, demand_req_s)
+    for offer in offers:
+        may_carry = offer.goodput_req_s < demand_req_s <= offer.evaluation.high_req_s
+        if offer.evaluation.is_explored and may_carry and (best is None or offer.usd_per_h < best.usd_per_h):
+            yield offer
