@@ -3,8 +3,8 @@
 A request that is in a state from a to b adds the length of [a, b) ∩ bin to that state's count·seconds in the bin. Bin
 means are therefore exact, and over the whole run they add up to the kernel's own integrals. KV use is the prompt from
 its start, then grows evenly from the first token to the last (steps differ in length, so within a request this is an
-approximation). An instance that does both phases holds whole blocks, half of the last one in the mean; a prefill
-instance holds the prompt until its cache has arrived. A preempted request is shown as if it had kept its cache.
+approximation). Blocks are whole: of a growing sequence's last one half is full in the mean; a prefill instance holds
+the prompt's until its cache has arrived. A preempted request is shown as if it had kept its cache.
 
 A run of two pools must not hold the first token back (`Disaggregated.holds_first_token`): it marks the prompt's end.
 
@@ -90,10 +90,10 @@ def timeline(system: System, requests: Requests, simulation: Simulation, edge_s:
         waiting_seqs=waiting,
         prefill_seqs=prefill,
         decode_seqs=none,
-        kv_tokens=_mean(edge_s, run.prefill_start_s, has_left_s, computed),
+        kv_tokens=_mean(edge_s, run.prefill_start_s, has_left_s, np.ceil(computed / BLOCK_TOKENS) * BLOCK_TOKENS),
         kv_capacity_tokens=_capacity_tokens(system.prefill, system.num_prefill),
     )
-    handed = requests.input_tokens.astype(np.float64)
+    handed = requests.input_tokens.astype(np.float64) + 0.5 * (BLOCK_TOKENS - 1)
     second = PoolTimeline(
         name="decode",
         waiting_seqs=none,

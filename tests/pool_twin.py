@@ -8,13 +8,18 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from estimator.instance import BLOCK_TOKENS
 from estimator.length_predictor import predicted_tokens
 from estimator.requests import Requests
 from estimator.seeds import stream
 from estimator.system import Disaggregated
 
-HALF_BLOCK = 8.0
 SAME_S = 1e-9
+
+
+def blocks(tokens: float) -> int:
+    """KV blocks of so many tokens."""
+    return math.ceil(tokens / BLOCK_TOKENS)
 
 
 @dataclass(kw_only=True, eq=False)
@@ -105,7 +110,11 @@ class PoolTwin:
         self.jobs = self._jobs(requests, seed)
         self.num_sent = num if concurrency is None else min(concurrency, num)
         self.num_come = 0
-        self.kv_token_s = [0.0, 0.0]
+        self.kv_block_s = [0.0, 0.0]
+        self.capacity = (
+            self.prefill.capacity_tokens // BLOCK_TOKENS,
+            self.decode.capacity_tokens // BLOCK_TOKENS // self.pp,
+        )
 
     def _jobs(self, requests: Requests, seed: int) -> list[Job]:
         predicted = predicted_tokens(
@@ -148,35 +157,25 @@ class PoolTwin:
             self._check_room()
 
     def _check_room(self) -> None:
-        """No lane holds more KV tokens than it has, but for a lone request."""
+        """No lane holds more KV blocks than it has, but for a lone request."""
         for source in self.sources:
-            prompts = sum(job.prompt for job in source.holding)
-            assert (
-                len(source.holding) <= 1 or prompts + HALF_BLOCK * len(source.holding) <= self.prefill.capacity_tokens
-            )
+            held = sum(blocks(job.prompt) for job in source.holding)
+            assert len(source.holding) <= 1 or held <= self.capacity[0]
         for unit, lanes in self._decode_units():
             for lane in lanes:
-                coming = lane.coming + lane.arrived
-                seated = len(lane.seqs) + len(lane.redo) + len(coming)
-                grown = len(lane.seqs) * self.gain if self.steps[unit] else 0.0
-                tokens = self._used(lane) + sum(job.total for job in coming) + grown
-                assert seated <= 1 or tokens + HALF_BLOCK * seated <= self.decode.capacity_tokens / self.pp
+                seated = len(lane.seqs) + len(lane.redo) + len(lane.coming) + len(lane.arrived)
+                assert seated <= 1 or self._used(lane, unit) <= self.capacity[1]
 
     def _integrate(self, seconds: float) -> None:
-        self.kv_token_s[0] += seconds * sum(job.prompt for lane in self.sources for job in lane.holding)
-        for lane in self.targets:
-            coming = sum(job.total for job in lane.coming + lane.arrived)
-            self.kv_token_s[1] += seconds * (coming + self._used(lane))
+        self.kv_block_s[0] += seconds * sum(blocks(job.prompt) for lane in self.sources for job in lane.holding)
+        for unit, lanes in self._decode_units():
+            self.kv_block_s[1] += seconds * sum(self._used(lane, unit) for lane in lanes)
 
     def _decode_units(self) -> list[tuple[int, list[DecodeLane]]]:
         ranks = self.ranks[1]
         return [(unit, self.targets[unit * ranks : (unit + 1) * ranks]) for unit in range(self.num_units[1])]
 
     def _round(self, limit: float) -> None:
-        for unit in range(self.num_units[1]):
-            step = self.steps[unit]
-            if step and step.end_s <= limit:
-                self._end_decode(unit, step.end_s)
         for unit in range(self.num_units[0]):
             while self.leaving[unit] and self.leaving[unit][0].end_s <= limit:
                 step = self.leaving[unit].pop(0)
@@ -189,6 +188,10 @@ class PoolTwin:
                 lane = self.targets[job.decode_lane]
                 lane.coming.remove(job)
                 lane.arrived.append(job)
+        for unit in range(self.num_units[1]):
+            under_way = self.steps[unit]
+            if under_way and under_way.end_s <= limit:
+                self._end_decode(unit, under_way.end_s)
         while self.num_come < self.num_sent and self.jobs[self.num_come].visible_s <= limit:
             self.num_come += 1
             self._route(self.jobs[self.num_come - 1])
@@ -226,9 +229,8 @@ class PoolTwin:
             self.num_sent += 1
 
     def _route(self, job: Job) -> None:
-        full = job.total + job.steps * self.gain + HALF_BLOCK
-        too_long = job.steps > 0 and full > self.decode.capacity_tokens / self.pp
-        if too_long or job.prompt + HALF_BLOCK > self.prefill.capacity_tokens:
+        too_long = job.steps > 0 and blocks(job.total + job.steps * self.gain) > self.capacity[1]
+        if too_long or blocks(job.prompt) > self.capacity[0]:
             job.is_rejected = True
             self._close(job, self.now)
             return
@@ -300,26 +302,23 @@ class PoolTwin:
 
     def _has_room(self, number: int, job: Job) -> bool:
         lane, unit = self.targets[number], number // self.ranks[1]
-        capacity = self.decode.capacity_tokens / self.pp
         coming = lane.coming + lane.arrived
         seated = len(lane.seqs) + len(lane.redo) + len(coming)
         if lane.evicted or seated >= max(1, self.decode.limits.max_num_seqs // self.pp):
             return False
         if seated == 0:
             return True
-        written = self._used(lane) + sum(other.total for other in coming)
-        if self.steps[unit]:
-            written += len(lane.seqs) * self.gain
-        if written + job.total + HALF_BLOCK * (seated + 1) > capacity:
+        used = self._used(lane, unit) + blocks(job.total)
+        if used > self.capacity[1]:
             return False
         if self.policy.admission == "reserve_static":
             all_of = [*lane.seqs, *lane.redo, *coming, job]
-            return sum(other.total + other.predicted for other in all_of) + HALF_BLOCK * (seated + 1) <= capacity
+            return sum(blocks(other.total + other.predicted) for other in all_of) <= self.capacity[1]
         if self.policy.admission == "reserve_dynamic" and lane.seqs:
             to_go = [max(seq.predicted - seq.generated, 0.0) for seq in lane.seqs]
             soonest = lane.seqs[to_go.index(min(to_go))]
-            later = written - soonest.total - soonest.generated + job.total + seated * min(to_go)
-            return later + HALF_BLOCK * seated <= capacity
+            leaving = blocks(soonest.total + soonest.generated)
+            return used - leaving + seated * blocks(min(to_go)) <= self.capacity[1]
         return True
 
     def _send(self, job: Job, number: int) -> None:
@@ -379,19 +378,23 @@ class PoolTwin:
         job = lane.batch[0]
         if self.policy.chunk_tokens == 0 and room < budget and job.todo > room:
             return False
-        used = sum(other.prompt for other in lane.holding)
-        if lane.holding and used + job.todo + HALF_BLOCK * (len(lane.holding) + 1) > self.prefill.capacity_tokens:
+        used = sum(blocks(other.prompt) for other in lane.holding)
+        if lane.holding and used + blocks(job.todo) > self.capacity[0]:
             return False
         job.start_s = self.now
         lane.prompts.append(lane.batch.pop(0))
         lane.holding.append(job)
         return True
 
-    def _used(self, lane: DecodeLane) -> float:
-        return sum(job.total + job.generated for job in lane.seqs + lane.redo)
+    def _used(self, lane: DecodeLane, unit: int | None = None) -> int:
+        """Blocks held and set aside, in a step (of `unit`, if one runs there) with those that it opens."""
+        ahead = self.gain if unit is None or self.steps[unit] else 0.0
+        used = sum(blocks(job.total + job.generated + ahead) for job in lane.seqs)
+        used += sum(blocks(job.total + job.generated) for job in lane.redo)
+        return used + sum(blocks(job.total) for job in lane.coming + lane.arrived)
 
     def _start_decode(self, unit: int) -> None:
-        cost, capacity = self.decode.cost, self.decode.capacity_tokens / self.pp
+        cost = self.decode.cost
         hop_s = (self.pp - 1) * self.decode.stage_transfer_s
         seconds, is_busy = 0.0, False
         for rank in range(self.ranks[1]):
@@ -400,8 +403,8 @@ class PoolTwin:
             for job in lane.arrived:
                 job.join_s = self.now
             lane.seqs, lane.arrived = lane.seqs + lane.arrived, []
-            may_start = not self._evict(lane, capacity) or not lane.seqs
-            chunks = self._redo_chunks(number, capacity, may_start)
+            may_start = not self._evict(lane) or not lane.seqs
+            chunks = self._redo_chunks(number, may_start)
             if not (lane.seqs or chunks):
                 continue
             is_busy = True
@@ -416,13 +419,11 @@ class PoolTwin:
         if is_busy:
             self.steps[unit] = Step(end_s=self.now + seconds)
 
-    def _evict(self, lane: DecodeLane, capacity: float) -> bool:
+    def _evict(self, lane: DecodeLane) -> bool:
         has_evicted = False
         while lane.seqs:
-            others = lane.redo + lane.coming
-            seated = len(lane.seqs) + len(others)
-            tokens = self._used(lane) + sum(job.total for job in lane.coming) + len(lane.seqs) * self.gain
-            if seated <= 1 or tokens + HALF_BLOCK * seated <= capacity:
+            seated = len(lane.seqs) + len(lane.redo) + len(lane.coming)
+            if seated <= 1 or self._used(lane) <= self.capacity[1]:
                 break
             job = lane.seqs.pop()
             job.generated = float(math.floor(job.generated))  # whole tokens are recomputed
@@ -432,7 +433,7 @@ class PoolTwin:
             self.num_evicted += 1
         return has_evicted
 
-    def _redo_chunks(self, number: int, capacity: float, may_start: bool) -> list[tuple[int, int]]:
+    def _redo_chunks(self, number: int, may_start: bool) -> list[tuple[int, int]]:
         lane, cost = self.targets[number], self.decode.cost
         room = self.decode.limits.max_num_batched_tokens - cost.decode_tokens_per_seq * len(lane.seqs)
         chunks: list[tuple[int, int]] = []
@@ -442,8 +443,7 @@ class PoolTwin:
                 seated = len(lane.seqs) + len(lane.redo) + len(lane.coming)
                 if not lane.evicted or not may_start or seated >= max(1, self.decode.limits.max_num_seqs // self.pp):
                     break
-                tokens = self._used(lane) + sum(job.total for job in lane.coming) + (len(lane.seqs) + 1) * self.gain
-                if seated > 0 and tokens + lane.evicted[-1].todo + HALF_BLOCK * (seated + 1) > capacity:
+                if seated > 0 and self._used(lane) + blocks(lane.evicted[-1].todo + self.gain) > self.capacity[1]:
                     break
                 lane.redo.append(lane.evicted.pop())
             job = lane.redo[place]

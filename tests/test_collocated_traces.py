@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 
 from estimator.iteration import StepCost
-from estimator.kernels.batching import MANY, NUM_RESIDENT, PHASE, USED
+from estimator.kernels.batching import NUM_RESIDENT, PHASE, USED
 from estimator.kernels.collocated import run_instances
 from estimator.kernels.lanes import run_pool
+from estimator.kernels.spans import MANY
 from estimator.parallelism import Parallelism
 from estimator.simulate import collocated_jobs, collocated_pool, simulate
 from estimator.simulation import ITL_EDGES_S

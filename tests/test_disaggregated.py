@@ -118,7 +118,7 @@ def test_a_full_decode_pool_holds_prefill_back() -> None:
     A computes 0-4, is handed over at once and decodes 4-8. B computes 4-8 and gets A's seat at 8. C starts when B's
     cache has left, 8-12, just in time for B's seat.
     """
-    prefill = clock_instance(8, 8, num_kv_blocks=1)  # 16 tokens: one prompt of 4 and half a block
+    prefill = clock_instance(8, 8, num_kv_blocks=1)  # one prompt
     system = system_of(prefill, clock_instance(8, 1), link=FAST_LINK)
     run = simulate(system, requests_of([0, 0, 0], 4, 5))
     assert run.prefill_start_s.tolist() == [0, 4, 8]
@@ -133,10 +133,11 @@ def test_a_full_decode_pool_holds_prefill_back() -> None:
     ("admission", "arrivals"), [("greedy", [2, 4]), ("reserve_static", [2, 102]), ("reserve_dynamic", [2, 4])]
 )
 def test_admissions_by_hand(admission: str, arrivals: list[float]) -> None:
-    """Two prompts of 2 tokens, 101 and 21 to come, predicted right to tens; 128 KV tokens.
+    """Two prompts of 2 tokens, 101 and 21 to come, predicted right to tens; 8 KV blocks.
 
-    Greedy lets the second in at once. Static asks 2 + 100 + 2 + 20 + 16 = 140 tokens and waits for the first to end.
-    Dynamic asks what both hold when the first ends and the second has as many more, less the first's: it lets it in.
+    Greedy lets the second in at once. Static asks 7 blocks for 2 + 100 tokens and 2 for 2 + 20, and waits for the first
+    to end. Dynamic asks what both hold when the first ends and the second has opened as many blocks, less the first's:
+    it lets it in.
     """
     policy = replace(DISTSERVE, admission=admission, bucket_tokens=10, prediction_accuracy=1.0)  # type: ignore[arg-type]
     system = system_of(clock_instance(2, 4), clock_instance(8, 4, num_kv_blocks=8), link=FAST_LINK, policy=policy)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from estimator.instance import BLOCK_TOKENS, EngineLimits, Instance
+from estimator.instance import EngineLimits, Instance
 from estimator.iteration import StepCost
 from estimator.kernels.disaggregated import run_disaggregated
 from estimator.parallelism import Parallelism
@@ -123,8 +123,8 @@ def assert_equal(system: Disaggregated, requests: Requests, concurrency: int | N
     assert run.decode.num_preemptions == twin.num_evicted
     assert (run.status == REJECTED).tolist() == [job.is_rejected for job in twin.jobs]
     assert run.prefill is not None
-    assert run.prefill.kv_block_s * BLOCK_TOKENS == pytest.approx(twin.kv_token_s[0], rel=1e-9, abs=1e-9)
-    assert run.decode.kv_block_s * BLOCK_TOKENS == pytest.approx(twin.kv_token_s[1], rel=1e-9, abs=1e-6)
+    assert run.prefill.kv_block_s == pytest.approx(twin.kv_block_s[0], rel=1e-9, abs=1e-9)
+    assert run.decode.kv_block_s == pytest.approx(twin.kv_block_s[1], rel=1e-9, abs=1e-9)
 
 
 CASES = {
@@ -142,7 +142,7 @@ def test_kernel_equals_the_plain_twin(
 ) -> None:
     """Fast-forwarding changes no time of any request and no integral by more than 1e-9 of it, whatever the policy.
 
-    The twin checks as it goes that no lane holds more KV tokens than it has.
+    The twin checks as it goes that no lane holds more KV blocks than it has.
     """
     assert_equal(system, requests, concurrency, seed)
 

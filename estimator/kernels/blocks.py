@@ -34,6 +34,15 @@ def new_blocks(lane, at, first, shift, clock, p):
 
 
 @njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
+def blocks_opened(lane, at, first, shift, clock, n, p, k):
+    """Blocks that n sequences open in k steps from `clock`."""
+    opened = n * p * (k >> shift)
+    for r in range(k & ((1 << shift) - 1)):
+        opened += new_blocks(lane, at, first, shift, clock + r, p)
+    return opened
+
+
+@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
 def steps_within(lane, at, first, shift, clock, n, p, room, k_max):
     """Most steps, at most k_max, that n sequences can take before they have opened more than `room` blocks."""
     if n * ((p * k_max >> shift) + 1) <= room:

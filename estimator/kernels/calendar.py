@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 Array = NDArray[Any]  # of a kernel: shape and type are given where it is made
 NEVER = np.inf
 EMPTY = -1
+FEW = 32  # servers
 
 
 class State(NamedTuple):
@@ -47,23 +48,27 @@ def new_marks(num: int) -> NDArray[np.int64]:
     return np.zeros((num + 1, 2), np.int64)
 
 
-@njit(cache=True, _nrt=False, forceinline=True)
+@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
 def set_time(times, leaf, time):
     """Gives the leaf another event time."""
-    at = len(times) // 2 + leaf
+    at = (len(times) >> 1) + leaf
     times[at] = time
     while at > 1:
-        at //= 2
-        earlier = min(times[2 * at], times[2 * at + 1])
-        if times[at] == earlier:
-            break
-        times[at] = earlier
+        other = times[at ^ 1]
+        time = other if other < time else time
+        at >>= 1
+        times[at] = time
 
 
-@njit(cache=True, _nrt=False, forceinline=True)
+@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
 def due(times, limit, found):
     """Leaves with a time of at most `limit`, in order of index, into `found`; returns how many."""
-    size, num, at = len(times) // 2, 0, 1
+    size, num, at = len(times) >> 1, 0, 1
+    if size <= FEW:  # looked at one by one
+        for leaf in range(size):
+            found[num] = leaf
+            num += times[size + leaf] <= limit
+        return num
     while True:
         if times[at] <= limit:
             if at < size:
@@ -78,7 +83,7 @@ def due(times, limit, found):
         at += 1
 
 
-@njit(cache=True, _nrt=False, forceinline=True)
+@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
 def push(state, which, member):
     """Appends the member to the list."""
     state.after[member] = EMPTY
@@ -89,7 +94,7 @@ def push(state, which, member):
     state.lists[which, 1] = member
 
 
-@njit(cache=True, _nrt=False, forceinline=True)
+@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
 def push_front(state, which, member):
     """Puts the member before all others of the list."""
     state.after[member] = state.lists[which, 0]
@@ -98,7 +103,7 @@ def push_front(state, which, member):
     state.lists[which, 0] = member
 
 
-@njit(cache=True, _nrt=False, forceinline=True)
+@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
 def pop(state, which):
     """Takes the first member of the list."""
     member = state.lists[which, 0]
@@ -106,7 +111,7 @@ def pop(state, which):
     return member
 
 
-@njit(cache=True, _nrt=False, forceinline=True)
+@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
 def mark(marks, which):
     """Marks `which` unless it is marked already."""
     if marks[which, 1] == 0:
@@ -115,7 +120,7 @@ def mark(marks, which):
         marks[0, 0] += 1
 
 
-@njit(cache=True, _nrt=False, forceinline=True)
+@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
 def take_marks(marks, taken):
     """Moves the marked into `taken` in order of index, unmarking them; returns how many."""
     num = marks[0, 0]

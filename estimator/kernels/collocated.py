@@ -39,7 +39,6 @@ from estimator.kernels.batching import (
     HELD_TIME,
     HORIZON,
     LINE,
-    MANY,
     MARK_S,
     MARKS,
     NEVER,
@@ -63,7 +62,7 @@ from estimator.kernels.batching import (
 )
 from estimator.kernels.blocks import held_time
 from estimator.kernels.routing import choose
-from estimator.kernels.spans import line_span_s, line_steps_until, record_gaps
+from estimator.kernels.spans import MANY, line_crossing, line_span_s, line_steps_until, record_gaps
 
 
 @njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
@@ -87,12 +86,6 @@ def _lane_line(lane, work, tab, r, at, done):
 
 
 @njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
-def _crossing(top_s, top_slope, value_s, slope):
-    """Steps for which a line that is not above the top one stays so."""
-    return int(min((top_s - value_s) / (slope - top_slope), 1e9)) + 1 if slope > top_slope else MANY
-
-
-@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
 def _segment(lane, work, tab, r, g, done):
     """(step time, growth per step, steps for which it holds) of instance g after `done` steps of a jump."""
     num = r.dp * r.pp
@@ -108,18 +101,18 @@ def _segment(lane, work, tab, r, g, done):
             if work[at, LINE] > best_s or (work[at, LINE] == best_s and work[at, SLOPE] > best_slope):
                 best_s, best_slope = work[at, LINE], work[at, SLOPE]
         for at in range(first, first + r.dp):
-            holds = min(holds, _crossing(best_s, best_slope, work[at, LINE], work[at, SLOPE]))
+            holds = min(holds, line_crossing(best_s, best_slope, work[at, LINE], work[at, SLOPE]))
         total_s, total_slope = total_s + best_s, total_slope + best_slope
         if best_s > top_s or (best_s == top_s and best_slope > top_slope):
             top_s, top_slope = best_s, best_slope
     if r.pp == 1:
         return total_s, total_slope, holds
     for at in range(g * num, (g + 1) * num):
-        holds = min(holds, _crossing(top_s, top_slope, work[at, LINE], work[at, SLOPE]))
+        holds = min(holds, line_crossing(top_s, top_slope, work[at, LINE], work[at, SLOPE]))
     wait_s, wait_slope = r.pp * top_s + r.hop_s, r.pp * top_slope
     if wait_s > total_s or (wait_s == total_s and wait_slope > total_slope):
-        return wait_s, wait_slope, min(holds, _crossing(wait_s, wait_slope, total_s, total_slope))
-    return total_s, total_slope, min(holds, _crossing(total_s, total_slope, wait_s, wait_slope))
+        return wait_s, wait_slope, min(holds, line_crossing(wait_s, wait_slope, total_s, total_slope))
+    return total_s, total_slope, min(holds, line_crossing(total_s, total_slope, wait_s, wait_slope))
 
 
 @njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)

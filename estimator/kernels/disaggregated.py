@@ -16,7 +16,6 @@ from estimator.kernels.calendar import EMPTY, State, new_marks, new_times
 from estimator.kernels.decode_pool import (
     DECODE_LANE,
     DECODE_UNIT,
-    FOREVER,
     GREEDY,
     RESERVE_DYNAMIC,
     RESERVE_STATIC,
@@ -27,6 +26,7 @@ from estimator.kernels.lanes import decode_steps
 from estimator.kernels.pools import HEAVY_LIGHT, OPEN, RELEASED, Link, Loop, run_pools
 from estimator.kernels.prefill_pool import FCFS, JOB, LJF, PREFILL_LANE, SJF, Cost, PrefillPool
 from estimator.kernels.routing import RANDOM, ROUTERS, router_draws
+from estimator.kernels.spans import MANY
 from estimator.length_predictor import predicted_tokens
 from estimator.requests import Requests
 from estimator.seeds import stream
@@ -108,13 +108,15 @@ def _cost(instance: Instance, num_turns: int, hop_s: float) -> Cost:
     )
 
 
-def _prefill_pool(system: Disaggregated, num: int, places: tuple[int, int, int]) -> PrefillPool:
+def _prefill_pool(system: Disaggregated, num: int, places: tuple[int, int]) -> PrefillPool:
     instance, policy = system.prefill, system.policy
     num_lanes, limits = system.num_prefill * instance.parallelism.dp, instance.limits
     batch = policy.scheduling_batch if policy.prefill_order != "fcfs" else 1
+    lanes = np.zeros(num_lanes, PREFILL_LANE)
+    lanes["unit"] = np.arange(num_lanes) // instance.parallelism.dp
     return PrefillPool(
         cost=_cost(instance, 1, 0.0),
-        lanes=np.zeros(num_lanes, PREFILL_LANE),
+        lanes=lanes,
         outstanding=np.zeros(num_lanes, np.int64),
         batch=np.zeros((num_lanes, batch), np.int64),
         prompts=np.zeros((num_lanes, min(limits.max_num_seqs, max(num, 1))), np.int64),
@@ -123,13 +125,12 @@ def _prefill_pool(system: Disaggregated, num: int, places: tuple[int, int, int])
         totals=np.zeros(2),
         queues=places[0],
         ends=places[1],
-        leaf=places[2],
         ranks=instance.parallelism.dp,
         budget=min(policy.chunk_tokens or limits.max_num_batched_tokens, limits.max_num_batched_tokens),
         is_chunked=policy.chunk_tokens > 0,
         order=ORDERS[policy.prefill_order],
         max_seqs=min(limits.max_num_seqs, max(num, 1)),
-        capacity=float(instance.capacity_tokens),
+        capacity=instance.capacity_tokens // BLOCK_TOKENS,
         hop_s=instance.stage_transfer_s,
     )
 
@@ -137,12 +138,18 @@ def _prefill_pool(system: Disaggregated, num: int, places: tuple[int, int, int])
 def _decode_pool(system: Disaggregated, num_units: int, places: tuple[int, int, int]) -> DecodePool:
     instance, pp = system.decode, system.decode.parallelism.pp
     num_lanes, max_seqs = num_units * instance.parallelism.dp, max(1, instance.limits.max_num_seqs // pp)
+    gain = instance.cost.accepted_tokens_per_step
+    units = 1 if gain.is_integer() else BLOCK_TOKENS
+    block = BLOCK_TOKENS * units
     lanes = np.zeros(num_lanes, DECODE_LANE)
-    lanes["next_end"] = FOREVER
+    lanes["next_end"] = MANY
+    lanes["unit"] = np.arange(num_lanes) // instance.parallelism.dp
+    lanes["receiver"] = lanes["unit"] % system.num_decode
     return DecodePool(
         cost=_cost(instance, pp, (pp - 1) * instance.stage_transfer_s),
         lanes=lanes,
         units=np.zeros(num_units, DECODE_UNIT),
+        phases=np.zeros((num_lanes, block), np.int64),
         seqs=np.zeros((num_lanes, max_seqs), np.int64),
         ends=np.zeros((num_lanes, max_seqs), np.int64),
         redo=np.zeros((num_lanes, max_seqs), np.int64),
@@ -154,8 +161,11 @@ def _decode_pool(system: Disaggregated, num_units: int, places: tuple[int, int, 
         ranks=instance.parallelism.dp,
         budget=instance.limits.max_num_batched_tokens,
         max_seqs=max_seqs,
-        capacity=instance.capacity_tokens / pp,
+        capacity=instance.capacity_tokens // BLOCK_TOKENS // pp,
         admission=ADMISSIONS[system.policy.admission],
+        shift=block.bit_length() - 1,
+        token_units=units,
+        p=round(gain * units),
     )
 
 
@@ -170,12 +180,12 @@ def _loop(system: Disaggregated, jobs: NDArray[np.void], seed: int, starts: list
         sender_s=np.zeros(system.num_prefill),
         receiver_s=np.zeros(system.num_decode),
         flying=starts[5],
-        leaf=num_units + system.num_prefill,
+        leaf=system.num_prefill,
         latency_s=system.link.latency_s,
     )
     return Loop(
-        prefill=_prefill_pool(system, num, (starts[0], starts[1], num_units)),
-        decode=_decode_pool(system, num_units, (starts[2], starts[3], 0)),
+        prefill=_prefill_pool(system, num, (starts[0], starts[1])),
+        decode=_decode_pool(system, num_units, (starts[2], starts[3], system.num_prefill + system.num_decode)),
         link=link,
         counts=np.zeros(5, np.int64),
         draws=router_draws(router, num, seed),
@@ -226,7 +236,7 @@ def _simulation(
             busy_s=float(prefill.totals[0]),
             running_seq_s=in_prefill_s,
             waiting_seq_s=before_prefill_s,
-            kv_block_s=float(prefill.lanes["kv_token_s"].sum()) / BLOCK_TOKENS,
+            kv_block_s=float(prefill.lanes["kv_block_s"].sum()),
             num_steps=int(prefill.totals[1]),
             num_preemptions=0,
         ),
@@ -236,7 +246,7 @@ def _simulation(
             busy_s=float(decode.totals[0]) / system.decode.parallelism.pp,
             running_seq_s=in_decode_s,
             waiting_seq_s=before_decode_s,
-            kv_block_s=float(decode.lanes["kv_token_s"].sum()) / BLOCK_TOKENS,
+            kv_block_s=float(decode.lanes["kv_block_s"].sum()),
             num_steps=int(decode.totals[1]),
             num_preemptions=int(decode.totals[2]),
         ),

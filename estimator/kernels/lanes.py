@@ -22,7 +22,6 @@ from estimator.kernels.batching import (
     JOINED,
     LAST_WAITING,
     LEFT,
-    MANY,
     MARK_S,
     NEVER,
     OWN,
@@ -36,6 +35,7 @@ from estimator.kernels.batching import (
 )
 from estimator.kernels.collocated import run_instances
 from estimator.kernels.routing import ROUND_ROBIN, router_draws
+from estimator.kernels.spans import MANY
 from estimator.requests import Requests
 from estimator.simulation import PoolIntegrals
 

@@ -2,9 +2,9 @@
 
 All servers share one clock. Events within `SAME_S` are at one time, and happen in this order, each kind by index:
 
-1. decode steps end: sequences finish by lane, in order of joining;
-2. prefill steps end: prompts of one output token finish, others are given a decode lane (or wait for one with room);
-3. transfers end, by receiving instance: the prefill lane gives the prompt's KV tokens free;
+1. prefill steps end: prompts of one output token finish, others are given a decode lane (or wait for one with room);
+2. transfers end, by receiving instance: the prefill lane gives the prompt's KV blocks free;
+3. decode steps end: sequences finish by lane, in order of joining;
 4. requests that have become visible are routed, in order of arrival; what can never fit is rejected;
 5. idle decode instances start a stretch of steps;
 6. hand-overs: the first in line of every lane that has lost a sequence, or whose line was empty, asks for room, and the
@@ -29,12 +29,13 @@ from estimator.kernels.decode_pool import (
     cut,
     end_stretch,
     has_room,
+    own_blocks,
     set_aside,
     start_decode,
     steps_reaching,
     take_finished,
 )
-from estimator.kernels.prefill_pool import HALF_BLOCK, SAME_S, PrefillPool, leave_prefill, start_prefill
+from estimator.kernels.prefill_pool import SAME_S, PrefillPool, leave_prefill, prompt_blocks, start_prefill
 from estimator.kernels.routing import choose
 
 COME, RELEASED, OPEN, ROUTED, PLACED = range(5)  # of `Loop.counts`; OPEN: unfinished of the first `stop_after`
@@ -78,7 +79,7 @@ class Loop(NamedTuple):
     stop_after: int
 
 
-@njit(cache=True, _nrt=False, nogil=True)
+@njit(cache=True, error_model="numpy", _nrt=False, nogil=True)
 def run_pools(state, loop):
     """Runs until every request (or the first `loop.stop_after`) is finished; the times are left in `jobs`."""
     counts, prefill, decode, link = loop.counts, loop.prefill, loop.decode, loop.link
@@ -89,14 +90,16 @@ def run_pools(state, loop):
         if t == NEVER:
             break
         limit = t + SAME_S
-        for place in range(due(state.times, limit, loop.found)):
+        num, place = due(state.times, limit, loop.found), 0
+        while place < num:
             leaf = loop.found[place]
-            if leaf >= link.leaf:
-                end_transfers(state, loop, leaf - link.leaf, limit)
-            elif leaf >= prefill.leaf:
-                end_prefill(state, loop, leaf - prefill.leaf, limit)
+            if leaf >= decode.leaf:
+                end_decode(state, loop, leaf - decode.leaf)
+            elif leaf >= link.leaf:
+                num = end_transfers(state, loop, leaf - link.leaf, limit, num)
             else:
-                end_decode(state, loop, leaf)
+                end_prefill(state, loop, leaf, limit)
+            place += 1
         while counts[COME] < counts[RELEASED] and state.jobs[counts[COME]]["visible_s"] <= limit:
             route(state, loop, t)
         for place in range(take_marks(loop.wake_decode, loop.found)):
@@ -106,7 +109,7 @@ def run_pools(state, loop):
             start_prefill(prefill, state, loop.found[place], t)
 
 
-@njit(cache=True, _nrt=False, forceinline=True)
+@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
 def close(state, loop, i, t):
     """Request i is finished or rejected at t: counts it, and sends the next request of a closed loop."""
     counts = loop.counts
@@ -119,7 +122,7 @@ def close(state, loop, i, t):
         counts[RELEASED] += 1
 
 
-@njit(cache=True, _nrt=False, forceinline=True)
+@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
 def route(state, loop, t):
     """Gives the next visible request to a prefill lane; rejects it if either pool can never hold it."""
     prefill, decode = loop.prefill, loop.decode
@@ -127,8 +130,8 @@ def route(state, loop, t):
     i = counts[COME]
     counts[COME] += 1
     job = state.jobs[i]
-    full = job["handed"] + job["left"] * decode.cost.gain + HALF_BLOCK
-    if job["prompt"] + HALF_BLOCK > prefill.capacity or (job["left"] > 0 and full > decode.capacity):
+    full = own_blocks(decode, job["handed"], job["left"])
+    if prompt_blocks(job["prompt"]) > prefill.capacity or (job["left"] > 0 and full > decode.capacity):
         close(state, loop, i, t)
         return
     place = choose(loop.router, counts[ROUTED], prefill.outstanding, loop.draws)
@@ -141,7 +144,7 @@ def route(state, loop, t):
     mark(loop.wake_prefill, unit)
 
 
-@njit(cache=True, _nrt=False, forceinline=True)
+@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
 def end_prefill(state, loop, unit, limit):
     """Prompts that have left the last stage: finished, or in line for a decode lane."""
     prefill, decode = loop.prefill, loop.decode
@@ -171,7 +174,7 @@ def end_prefill(state, loop, unit, limit):
     mark(loop.wake_prefill, unit)
 
 
-@njit(cache=True, _nrt=False, forceinline=True)
+@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
 def hand_over(state, loop, t):
     """Sets room aside for prompts in line, in the order of the module's docstring."""
     decode = loop.decode
@@ -196,7 +199,7 @@ def hand_over(state, loop, t):
             send(state, loop, lane, i, t)
 
 
-@njit(cache=True, _nrt=False, forceinline=True)
+@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
 def lighter_lane(state, loop, i, t):
     """Of the decode lanes with room two are drawn; the one with fewer heavy per light (+ 1) decode; or EMPTY.
 
@@ -222,7 +225,7 @@ def lighter_lane(state, loop, i, t):
     return one
 
 
-@njit(cache=True, _nrt=False, forceinline=True)
+@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
 def send(state, loop, lane, i, t):
     """Sets room aside in the lane and books the link."""
     prefill, decode, link = loop.prefill, loop.decode, loop.link
@@ -230,8 +233,7 @@ def send(state, loop, lane, i, t):
     job = state.jobs[i]
     loop.heavy[lane] += loop.is_heavy[i]
     loop.light[lane] += 1 - loop.is_heavy[i]
-    sender = job["source"] // prefill.ranks
-    receiver = lane // decode.ranks % len(link.receiver_s)
+    sender, receiver = prefill.lanes[job["source"]]["unit"], decode.lanes[lane]["receiver"]
     ends_s = max(t, link.sender_s[sender], link.receiver_s[receiver]) + job["wire_s"]
     link.sender_s[sender] = link.receiver_s[receiver] = ends_s
     job["kv_s"] = ends_s + link.latency_s
@@ -240,9 +242,12 @@ def send(state, loop, lane, i, t):
     push(state, link.flying + receiver, i)
 
 
-@njit(cache=True, _nrt=False, forceinline=True)
-def end_transfers(state, loop, receiver, limit):
-    """Caches that have arrived: the prefill lane forgets them, the decode instance takes them up at its next step."""
+@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
+def end_transfers(state, loop, receiver, limit, num):
+    """Caches that have arrived: the prefill lane forgets them, the decode instance takes them up at its next step.
+
+    Where that is now the instance joins the `num` events of `loop.found`; returns how many there are then.
+    """
     prefill, decode, link = loop.prefill, loop.decode, loop.link
     flying, next_s = link.flying + receiver, NEVER
     while state.lists[flying, 0] != EMPTY:
@@ -252,8 +257,8 @@ def end_transfers(state, loop, receiver, limit):
             break
         push(state, decode.arrived + job["target"], pop(state, flying))
         leave_prefill(prefill, job, job["kv_s"])
-        mark(loop.wake_prefill, job["source"] // prefill.ranks)
-        unit = job["target"] // decode.ranks
+        mark(loop.wake_prefill, prefill.lanes[job["source"]]["unit"])
+        unit = decode.lanes[job["target"]]["unit"]
         mark(loop.wake_decode, unit)
         at = decode.units[unit]
         if at["is_running"] and at["num_steps"] > 1:
@@ -261,11 +266,13 @@ def end_transfers(state, loop, receiver, limit):
             if num_steps < at["num_steps"]:
                 cut(decode, state, unit, num_steps)
                 if at["end_s"] <= limit:
-                    end_decode(state, loop, unit)
+                    loop.found[num] = decode.leaf + unit
+                    num += 1
     set_time(state.times, link.leaf + receiver, next_s)
+    return num
 
 
-@njit(cache=True, _nrt=False, forceinline=True)
+@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
 def end_decode(state, loop, unit):
     """The instance's stretch ends: finished sequences leave, their lanes may have room."""
     decode = loop.decode

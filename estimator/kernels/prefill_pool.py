@@ -3,7 +3,7 @@
 A step takes prompts in the lane's order: whole ones while they fit the token budget (one longer than the budget is cut
 and takes the first place), or, chunked, as many tokens as the budget has. The next prompts come from a scheduling
 batch: the first so many that wait, sorted by length (FCFS leaves them as they came), and a new one is formed when it is
-used up. A prompt needs KV tokens from its start until its cache has left for the decode pool.
+used up. A prompt needs KV blocks from its start until its cache has left for the decode pool.
 
 The attention-dp ranks of an instance are lanes that step together, as long as the longest. With pp stages a step of
 stage time s that enters at t leaves stage j at e_j = max(e_{j−1} + hop, free_j) + s, and the next may enter at free_1.
@@ -16,11 +16,13 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
+from estimator.instance import BLOCK_TOKENS
+from estimator.kernels.blocks import blocks_of
 from estimator.kernels.calendar import EMPTY, NEVER, Array, pop, push, set_time
 
 FCFS, SJF, LJF = 0, 1, -1
 SAME_S = 1e-9  # events this close are at one time: less than any step, more than the rounding of an hour's clock
-HALF_BLOCK = 8.0
+BLOCK_SHIFT = BLOCK_TOKENS.bit_length() - 1
 
 JOB = np.dtype(
     [
@@ -36,7 +38,6 @@ JOB = np.dtype(
             "finish_s",
             "token_s",  # the last token so far
             "wire_s",  # seconds of its transfer
-            "held",  # KV tokens computed or handed over
             "predicted",  # output tokens, by the length predictor
         )
     ]
@@ -47,6 +48,7 @@ JOB = np.dtype(
             "seen",  # tokens found in the prefix cache
             "handed",  # tokens of the whole KV cache
             "todo",  # prompt tokens not yet in a step
+            "held",  # KV tokens computed, or handed over when it joined
             "left",  # decode steps to go when it joined
             "source_place",  # the router's choice
             "place",  # the placement's choice
@@ -57,8 +59,8 @@ JOB = np.dtype(
     align=True,
 )
 PREFILL_LANE = np.dtype(
-    [(name, np.int64) for name in ("batch_at", "batch_size", "num_prompts", "num_held")]
-    + [(name, np.float64) for name in ("used", "since_s", "kv_token_s")],
+    [(name, np.int64) for name in ("batch_at", "batch_size", "num_prompts", "num_held", "used", "unit")]
+    + [(name, np.float64) for name in ("since_s", "kv_block_s")],
     align=True,
 )
 
@@ -79,7 +81,7 @@ class Cost(NamedTuple):
 
 
 class PrefillPool(NamedTuple):
-    """Arrays and settings of the pool; `queues` and `ends`: number of its first list, `leaf`: of its first event."""
+    """Arrays and settings of the pool; `queues` and `ends`: number of its first list. Its events are the first."""
 
     cost: Cost
     lanes: Array  # (num_units·ranks,) PREFILL_LANE
@@ -91,17 +93,22 @@ class PrefillPool(NamedTuple):
     totals: Array  # busy s, steps
     queues: int
     ends: int
-    leaf: int
     ranks: int
     budget: int
     is_chunked: bool
     order: int
     max_seqs: int
-    capacity: float
+    capacity: int  # KV blocks
     hop_s: float
 
 
-@njit(cache=True, _nrt=False, forceinline=True)
+@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
+def prompt_blocks(tokens):
+    """KV blocks of so many tokens."""
+    return blocks_of(tokens, BLOCK_SHIFT)
+
+
+@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
 def next_prompt(pool, state, lane):
     """The prompt that the lane would start next, or EMPTY."""
     at = pool.lanes[lane]
@@ -122,7 +129,7 @@ def next_prompt(pool, state, lane):
     return pool.batch[lane, at["batch_at"]]
 
 
-@njit(cache=True, _nrt=False, forceinline=True)
+@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
 def start_prompt(pool, state, lane, t, room):
     """Seats the lane's next prompt in the step at t; False if none may: `room` tokens are left of the budget."""
     at = pool.lanes[lane]
@@ -132,12 +139,13 @@ def start_prompt(pool, state, lane, t, room):
     job = state.jobs[i]
     if not pool.is_chunked and room < pool.budget and job["todo"] > room:
         return False
-    if at["num_held"] > 0 and at["used"] + job["todo"] + HALF_BLOCK * (at["num_held"] + 1) > pool.capacity:
+    need = prompt_blocks(job["todo"])
+    if at["num_held"] > 0 and at["used"] + need > pool.capacity:
         return False
     at["batch_at"] += 1
-    at["kv_token_s"] += at["used"] * (t - at["since_s"])
+    at["kv_block_s"] += at["used"] * (t - at["since_s"])
     at["since_s"] = t
-    at["used"] += job["todo"]
+    at["used"] += need
     at["num_held"] += 1
     job["start_s"] = t
     pool.prompts[lane, at["num_prompts"]] = i
@@ -145,7 +153,7 @@ def start_prompt(pool, state, lane, t, room):
     return True
 
 
-@njit(cache=True, _nrt=False, forceinline=True)
+@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
 def fill_step(pool, state, lane, t):
     """Puts prompts into the lane's step at t; returns its tokens and seconds."""
     at, cost = pool.lanes[lane], pool.cost
@@ -168,7 +176,7 @@ def fill_step(pool, state, lane, t):
     return tokens, cost.M[min(tokens, len(cost.M) - 1)] + head_s + cost.c * pairs + cost.cw * window_pairs
 
 
-@njit(cache=True, _nrt=False, forceinline=True)
+@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
 def start_prefill(pool, state, unit, t):
     """Starts a step of the instance at t if its first stage is free and a prompt can run."""
     if pool.free_s[unit, 0] <= t + SAME_S:
@@ -190,10 +198,10 @@ def start_prefill(pool, state, unit, t):
     first = state.lists[pool.ends + unit, 0]
     if first != EMPTY:
         next_s = min(next_s, pool.ends_s[first])
-    set_time(state.times, pool.leaf + unit, next_s)
+    set_time(state.times, unit, next_s)
 
 
-@njit(cache=True, _nrt=False, forceinline=True)
+@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
 def end_prompts(pool, state, lane, unit, end_s):
     """Lets the prompts that the step has finished leave the lane's step; they end at end_s."""
     at, kept = pool.lanes[lane], 0
@@ -208,12 +216,12 @@ def end_prompts(pool, state, lane, unit, end_s):
     at["num_prompts"] = kept
 
 
-@njit(cache=True, _nrt=False, forceinline=True)
+@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
 def leave_prefill(pool, job, t):
-    """Gives the prompt's KV tokens free at t."""
+    """Gives the prompt's KV blocks free at t."""
     at = pool.lanes[job["source"]]
-    at["kv_token_s"] += at["used"] * (t - at["since_s"])
+    at["kv_block_s"] += at["used"] * (t - at["since_s"])
     at["since_s"] = t
-    at["used"] -= job["prompt"]
+    at["used"] -= prompt_blocks(job["prompt"])
     at["num_held"] -= 1
     pool.outstanding[job["source_place"]] -= 1

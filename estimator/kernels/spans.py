@@ -9,41 +9,13 @@ from numba import njit
 
 from estimator.simulation import ITL_EDGES_S
 
+MANY = 1 << 40
 EDGES_S = ITL_EDGES_S
 MANTISSA_BITS = 52 - 5  # of a float64 that are cut off: what is left counts 32nds of an octave, narrower than a bin
 KEYS = EDGES_S[1:-1].view(np.int64) >> MANTISSA_BITS
 FIRST_KEY = int(KEYS[0])
 _STARTS_S = (np.arange(FIRST_KEY, int(KEYS[-1]) + 2) << MANTISSA_BITS).view(np.float64)
 BINS = np.maximum(np.searchsorted(EDGES_S, _STARTS_S, side="right") - 1, 0)
-
-
-@njit(cache=True, error_model="numpy", _nrt=False)
-def decode_span_s(n, cached, k, base, b, bw, window, gain):
-    """Seconds of k decode steps from `cached` tokens: Σ_{i<k} base + b·S_i + bw·min(S_i, nW), S_i = S + i·n·gain."""
-    grow = n * gain
-    full = k * (base + b * cached) + b * grow * k * (k - 1) / 2
-    if bw == 0.0:
-        return full
-    cap = float(n * window)
-    below = 0.0
-    if cached < cap:
-        below = min(float(k), math.ceil((cap - cached) / grow))
-    return full + bw * (below * cached + grow * below * (below - 1) / 2 + (k - below) * cap)
-
-
-@njit(cache=True, error_model="numpy", _nrt=False)
-def steps_until(limit_s, n, cached, k_max, base, b, bw, window, gain):
-    """Fewest steps, at most k_max, whose time reaches limit_s (bisection: the span grows with every step)."""
-    if decode_span_s(n, cached, k_max, base, b, bw, window, gain) < limit_s:
-        return k_max
-    low, high = 0, k_max
-    while high - low > 1:
-        middle = (low + high) // 2
-        if decode_span_s(n, cached, middle, base, b, bw, window, gain) >= limit_s:
-            high = middle
-        else:
-            low = middle
-    return max(high, 1)
 
 
 @njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
@@ -67,6 +39,12 @@ def line_steps_until(limit_s, first_s, slope_s):
     if line_span_s(first_s, slope_s, k) < limit_s:
         return k + 1
     return k - 1 if k > 1 and line_span_s(first_s, slope_s, k - 1) >= limit_s else k
+
+
+@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
+def line_crossing(top_s, top_slope, value_s, slope):
+    """Steps for which a line that is not above the top one stays so."""
+    return int(min((top_s - value_s) / (slope - top_slope), 1e9)) + 1 if slope > top_slope else MANY
 
 
 @njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
