@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from estimator.front_end import send
 from estimator.instance import BLOCK_TOKENS
 from estimator.kernels.batching import CHUNKED, PREFILL_FIRST, STATIC
 from estimator.kernels.disaggregated import run_disaggregated
@@ -16,7 +17,6 @@ from estimator.requests import Requests
 from estimator.simulation import FINISHED, ITL_EDGES_S, REJECTED, Simulation
 from estimator.system import Collocated, System
 
-FloatArray = NDArray[np.float64]
 _POLICIES = {"chunked": CHUNKED, "prefill_first": PREFILL_FIRST, "static": STATIC}
 
 
@@ -64,24 +64,10 @@ def collocated_pool(system: Collocated, seed: int) -> Pool:
 
 def collocated_jobs(system: Collocated, requests: Requests, *, open_loop: bool = True) -> Jobs:
     """The requests as the kernel takes them; in a closed loop the first ones are sent at 0."""
-    sent_s = requests.arrival_s if open_loop else np.zeros(len(requests))
-    cached_tokens, instance = whole_blocks(requests), system.instance
-    front_s = np.full(len(requests), instance.frontend_s)
-    per_token_s = instance.overhead_s_per_token * requests.input_tokens.astype(np.float64)
-    delay_s = np.asarray(instance.request_overhead_s + per_token_s)
+    cached_tokens = whole_blocks(requests)
     return Jobs(
-        visible_s=np.maximum.accumulate(frontend_end_s(sent_s, front_s) + delay_s)
-        + (0.0 if open_loop else instance.cold_start_s),
+        sent=send(system.instance, requests, open_loop=open_loop),
         prompt_tokens=requests.input_tokens - cached_tokens,
         cached_tokens=cached_tokens,
-        decode_steps=decode_steps(requests, instance),
-        sent_s=sent_s,
-        front_s=front_s,
-        delay_s=delay_s,
+        decode_steps=decode_steps(requests, system.instance),
     )
-
-
-def frontend_end_s(sent_s: FloatArray, front_s: FloatArray) -> FloatArray:
-    """When a front end that takes requests one after another has done each, (num,): Lindley's recursion."""
-    work = np.cumsum(front_s)
-    return np.asarray(work + np.maximum.accumulate(sent_s - (work - front_s)))

@@ -106,9 +106,16 @@ class PoolTwin:
             stream(seed, "router").random((num, 2)),
             stream(seed, "placement").random((num, 2)),
         )
-        self.concurrency = concurrency
+        self.concurrency, self.front_free_s, self.last_visible_s = concurrency, 0.0, 0.0
         self.jobs = self._jobs(requests, seed)
-        self.num_sent = num if concurrency is None else min(concurrency, num)
+        self.num_sent = 0
+        for job in self.jobs[:concurrency]:
+            self._let_in(job, job.arrival_s)
+        if concurrency is not None:  # a cold server keeps the first burst waiting, not what comes after
+            for job in self.jobs[:concurrency]:
+                job.visible_s += self.prefill.cold_start_s
+            self.front_free_s += self.prefill.cold_start_s
+            self.last_visible_s += self.prefill.cold_start_s
         self.num_come = 0
         self.kv_block_s = [0.0, 0.0]
         self.capacity = (
@@ -129,7 +136,7 @@ class PoolTwin:
                 Job(
                     number=i,
                     arrival_s=arrival,
-                    visible_s=arrival + self.prefill.request_overhead_s,
+                    visible_s=math.inf,
                     prompt=total - seen,
                     seen=seen,
                     total=total,
@@ -221,12 +228,17 @@ class PoolTwin:
             unit * self.ranks[pool] + rank for rank in range(self.ranks[pool]) for unit in range(self.num_units[pool])
         ]
 
+    def _let_in(self, job: Job, t: float) -> None:
+        """The front end takes the job, sent at t, when it has done the one before."""
+        self.front_free_s = max(self.front_free_s, t) + self.prefill.frontend_s
+        delay_s = self.prefill.request_overhead_s + self.prefill.overhead_s_per_token * job.total
+        job.arrival_s, job.visible_s = t, max(self.front_free_s + delay_s, self.last_visible_s)
+        self.last_visible_s = job.visible_s
+        self.num_sent += 1
+
     def _close(self, job: Job, t: float) -> None:
         if self.concurrency is not None and self.num_sent < len(self.jobs):
-            following = self.jobs[self.num_sent]
-            following.arrival_s = t
-            following.visible_s = max(t + self.prefill.request_overhead_s, self.jobs[self.num_sent - 1].visible_s)
-            self.num_sent += 1
+            self._let_in(self.jobs[self.num_sent], t)
 
     def _route(self, job: Job) -> None:
         too_long = job.steps > 0 and blocks(job.total + job.steps * self.gain) > self.capacity[1]

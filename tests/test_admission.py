@@ -7,12 +7,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from estimator.front_end import through_s
 from estimator.instance import EngineLimits, Instance
 from estimator.iteration import StepCost
 from estimator.parallelism import Parallelism
 from estimator.requests import Requests
-from estimator.simulate import frontend_end_s, simulate
-from estimator.system import Collocated
+from estimator.simulate import simulate
+from estimator.system import Collocated, Disaggregated, KvLink
 
 DECODE_S, PROMPT_S = 0.010, 0.100
 
@@ -82,7 +83,7 @@ def test_a_prompt_too_short_to_fill_a_step_is_held_back() -> None:
 
 def test_the_front_end_takes_one_request_after_another() -> None:
     """Lindley by hand: requests at 0, 1 and 10 s of 3 s each leave the front end at 3, 6 and 13 s."""
-    np.testing.assert_allclose(frontend_end_s(np.array([0.0, 1.0, 10.0]), np.full(3, 3.0)), [3.0, 6.0, 13.0])
+    np.testing.assert_allclose(through_s(np.array([0.0, 1.0, 10.0]), 3.0), [3.0, 6.0, 13.0])
 
 
 def test_overheads_add_before_the_first_step() -> None:
@@ -101,3 +102,17 @@ def test_a_cold_server_delays_the_burst_alone() -> None:
     )
     run = simulate(Collocated(instance=instance(cold_start_s=2.0)), requests, concurrency=1)
     np.testing.assert_allclose(run.ttft_s, [2.1, 0.1])
+
+
+def test_two_pools_have_a_front_end_too() -> None:
+    """20 ms of front end each, 5 ms of overhead: two prompts sent at 0 are visible at 25 and 45 ms, one step apart."""
+    slow = instance(frontend_s=0.020, request_overhead_s=0.005)
+    link = KvLink(egress_bytes_per_s=1e15, ingress_bytes_per_s=1e15)
+    system = Disaggregated(prefill=slow, num_prefill=2, decode=instance(), num_decode=1, link=link)
+    requests = Requests(
+        arrival_s=np.zeros(2),
+        input_tokens=np.full(2, 10),
+        output_tokens=np.full(2, 1),
+        cached_tokens=np.zeros(2, dtype=np.int64),
+    )
+    assert simulate(system, requests).first_token_s.tolist() == pytest.approx([0.125, 0.145])

@@ -48,6 +48,9 @@ def instances(draw: st.DrawFn, scale: float) -> Instance:
         num_kv_blocks=draw(st.sampled_from([6, 8, 10, 14, 20, 40])),
         kv_bytes_per_token=1.0,
         request_overhead_s=draw(st.sampled_from([0.0, 0.00137])),
+        frontend_s=draw(st.sampled_from([0.0, 0.00219])),
+        overhead_s_per_token=draw(st.sampled_from([0.0, 0.0000113])),
+        cold_start_s=draw(st.sampled_from([0.0, 0.317])),
         stage_transfer_s=0.00231,
     )
 

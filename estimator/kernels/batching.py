@@ -65,7 +65,7 @@ class Rules(NamedTuple):
     units: int
     shift: int
     p: int
-    overhead_s: float
+    frontend_s: float
     dp: int
     pp: int
     hop_s: float

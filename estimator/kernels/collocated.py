@@ -179,9 +179,9 @@ def _look(lane, look, r, g, t, steps, last_s):
 
 
 @njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
-def _release(when, visible, front, delay, i, free_s, t):
+def _release(when, visible, delay, i, free_s, t, frontend_s):
     """Request i is sent at t; returns when the front end has done it."""
-    free_s = max(free_s, t) + front[i]
+    free_s = max(free_s, t) + frontend_s
     when[i, ARRIVAL] = t
     visible[i] = max(visible[i - 1], free_s + delay[i])
     when[i, VISIBLE] = visible[i]
@@ -272,11 +272,11 @@ def _first_end(tree):
 
 
 @njit(cache=True, error_model="numpy", _nrt=False, nogil=True)
-def run_instances(lane, work, job, when, sums, weights, tab, r, visible, front, delay, fleet, draws):
+def run_instances(lane, work, job, when, sums, weights, tab, r, visible, delay, fleet, draws):
     """Runs all requests, visible at `visible` (num,) s, to their end; fills `when`, `sums` and `weights`.
 
-    `front`, `delay` (num,) s: a front end takes requests one after another, `front` each, `delay` later they are
-    visible. `draws`: of `routing.router_draws`. In a closed loop `visible` and the arrivals are rewritten.
+    `delay` (num,) s: from the end of the front end to `visible`. `draws`: of `routing.router_draws`. In a closed loop
+    `visible` and the arrivals are rewritten.
     """
     num, num_lanes = len(visible), r.dp * r.pp
     tree, start_s, steps, outstanding, turns, idle, is_listed, look = fleet
@@ -301,7 +301,7 @@ def run_instances(lane, work, job, when, sums, weights, tab, r, visible, front, 
             steps[g] = 0
             if r.concurrency > 0:
                 for _ in range(min(ended, num - released)):
-                    free_s = _release(when, visible, front, delay, released, free_s, t)
+                    free_s = _release(when, visible, delay, released, free_s, t, r.frontend_s)
                     released += 1
             idle[num_idle], is_listed[g] = g, True
             num_idle += 1
@@ -323,7 +323,7 @@ def run_instances(lane, work, job, when, sums, weights, tab, r, visible, front, 
                     idle[num_idle], is_listed[g] = g, True
                     num_idle += 1
             elif r.concurrency > 0 and released < num:
-                free_s = _release(when, visible, front, delay, released, free_s, t)
+                free_s = _release(when, visible, delay, released, free_s, t, r.frontend_s)
                 released += 1
             come += 1
         for m in range(num_idle):  # 3. steps begin, jumps are cut

@@ -6,11 +6,10 @@ turns on the stages: each sees pp stage times a step and holds its share of sequ
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 from numpy.typing import NDArray
 
+from estimator.front_end import send
 from estimator.instance import BLOCK_TOKENS, Instance
 from estimator.kernels.calendar import EMPTY, State, new_marks, new_times
 from estimator.kernels.decode_pool import (
@@ -46,8 +45,6 @@ def run_disaggregated(
 
     `stop_after`: end once the first so many requests are finished; later ones are left as they are then.
     """
-    if len(requests) > 0:
-        system = replace(system, prefill=_with_mean_overhead(system.prefill, requests))
     num, prefill, decode = len(requests), system.prefill, system.decode
     jobs = _jobs(system, requests, concurrency, seed)
     num_units = (system.num_prefill, system.num_decode * decode.parallelism.pp)
@@ -60,27 +57,21 @@ def run_disaggregated(
     loop = _loop(system, jobs, seed, starts)
     loop = loop._replace(concurrency=concurrency or 0, stop_after=num if stop_after is None else min(stop_after, num))
     loop.counts[OPEN] = loop.stop_after
-    loop.counts[RELEASED] = num if concurrency is None else min(concurrency, num)
+    released = loop.counts[RELEASED] = num if concurrency is None else min(concurrency, num)
+    if released > 0:
+        loop.front_free_s[0] = jobs["visible_s"][released - 1] - jobs["delay_s"][released - 1]
     after = np.full(num, EMPTY, np.int64)
     run_pools(State(jobs=jobs, lists=lists, after=after, times=times, weights=weights), loop)
     return _simulation(system, requests, jobs, weights, (loop.prefill, loop.decode))
 
 
-def _with_mean_overhead(instance: Instance, requests: Requests) -> Instance:
-    """All requests pay the mean overhead of their lengths, so that they become visible in order of arrival."""
-    per_token_s = instance.overhead_s_per_token * float(requests.input_tokens.mean())
-    return replace(instance, request_overhead_s=instance.request_overhead_s + per_token_s)
-
-
 def _jobs(system: Disaggregated, requests: Requests, concurrency: int | None, seed: int) -> NDArray[np.void]:
     policy, link = system.policy, system.link
     jobs = np.empty(len(requests), JOB)
-    arrival_s = requests.arrival_s if concurrency is None else np.zeros(len(requests))
-    steps = decode_steps(requests, system.decode)
     pack(
         jobs,
-        (arrival_s, requests.input_tokens, requests.cached_tokens, steps),
-        system.prefill.request_overhead_s,
+        tuple(send(system.prefill, requests, open_loop=concurrency is None)),
+        (requests.input_tokens, requests.cached_tokens, decode_steps(requests, system.decode)),
         system.prefill.kv_bytes_per_token,
         min(link.egress_bytes_per_s, link.ingress_bytes_per_s),
     )
@@ -199,12 +190,13 @@ def _loop(system: Disaggregated, jobs: NDArray[np.void], seed: int, starts: list
         freed=new_marks(num_lanes),
         found=np.zeros(room + 1, np.int64),
         finished=np.zeros(max(decode.limits.max_num_seqs, num_lanes), np.int64),
+        front_free_s=np.zeros(1),
         ready=starts[4],
         pending=starts[6],
         router=router,
         placement=placement,
         concurrency=0,
-        overhead_s=system.prefill.request_overhead_s,
+        frontend_s=float(system.prefill.frontend_s),
         stop_after=num,
     )
 

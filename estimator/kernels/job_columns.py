@@ -14,13 +14,14 @@ from estimator.simulation import FINISHED, REJECTED, UNFINISHED
 NO_SOURCE = -1
 
 
-@njit(cache=True, _nrt=False)
-def pack(jobs, requests, overhead_s, bytes_per_token, bytes_per_s):
-    """Fills every field of `jobs` from (arrival s, input tokens, cached tokens, decode steps) of the requests."""
-    arrival_s, inputs, cached, steps = requests
+@njit(cache=True, error_model="numpy", _nrt=False)
+def pack(jobs, sent, requests, bytes_per_token, bytes_per_s):
+    """Fills every field of `jobs` from (sent, delay, visible) s and (input, cached tokens, decode steps)."""
+    arrival_s, delay_s, visible_s = sent
+    inputs, cached, steps = requests
     for i in range(len(jobs)):
         job = jobs[i]
-        job["arrival_s"], job["visible_s"] = arrival_s[i], arrival_s[i] + overhead_s
+        job["arrival_s"], job["delay_s"], job["visible_s"] = arrival_s[i], delay_s[i], visible_s[i]
         job["start_s"] = job["first_s"] = job["reserved_s"] = job["kv_s"] = np.nan
         job["join_s"] = job["finish_s"] = job["token_s"] = np.nan
         job["wire_s"] = inputs[i] * bytes_per_token / bytes_per_s
@@ -31,7 +32,7 @@ def pack(jobs, requests, overhead_s, bytes_per_token, bytes_per_s):
         job["source"] = NO_SOURCE
 
 
-@njit(cache=True, _nrt=False)
+@njit(cache=True, error_model="numpy", _nrt=False)
 def unpack(jobs, holds_first_token, columns, status, sums):
     """Reads times, outcomes and sums; a first token that travels with the cache is shown when that has arrived."""
     sums[:4], sums[4], sums[5] = 0.0, -np.inf, np.inf

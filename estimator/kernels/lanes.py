@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from estimator.front_end import Sent
 from estimator.instance import BLOCK_TOKENS, Instance
 from estimator.kernels.batching import (
     ARRIVAL,
@@ -45,19 +46,12 @@ IntArray = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Jobs:
-    """What a pool is asked, (num,) each: when visible, tokens to compute, cached tokens, decode steps.
+    """What a pool is asked, (num,) each: when sent and visible, tokens to compute, cached tokens, decode steps."""
 
-    When sent, what the front end takes for it alone and how much later it is visible; without them a request is visible
-    the instance's overhead after it was sent.
-    """
-
-    visible_s: FloatArray
+    sent: Sent
     prompt_tokens: IntArray
     cached_tokens: IntArray
     decode_steps: IntArray
-    sent_s: FloatArray | None = None
-    front_s: FloatArray | None = None
-    delay_s: FloatArray | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -103,23 +97,20 @@ def decode_steps(requests: Requests, instance: Instance) -> IntArray:
 
 def run_pool(pool: Pool, jobs: Jobs, weights: FloatArray, *, concurrency: int | None = None) -> PoolRun:
     """Runs the pool on one stream of requests; adds token gaps to `weights`. `concurrency` in flight, or open loop."""
-    num, lanes = len(jobs.visible_s), pool.num_lanes
+    num, lanes = len(jobs.prompt_tokens), pool.num_lanes
     rules = _rules(pool, concurrency or 0)
     num_marks = 1 if pool.policy == CHUNKED else rules.seats + 1
     lane = np.zeros((lanes, rules.mark_at + num_marks), np.int64)
     lane[:, FIRST : LAST_WAITING + 1] = -1  # no request
     work = np.zeros((lanes, MARK_S + num_marks))
     when, sums = np.full((num, VISIBLE + 1), np.nan), np.zeros(6)
-    delay_s = np.full(num, rules.overhead_s) if jobs.delay_s is None else jobs.delay_s
-    front_s = np.zeros(num) if jobs.front_s is None else jobs.front_s
-    when[:, ARRIVAL] = jobs.visible_s - delay_s if jobs.sent_s is None else jobs.sent_s
-    when[:, VISIBLE] = jobs.visible_s
+    when[:, ARRIVAL], when[:, VISIBLE] = jobs.sent.sent_s, jobs.sent.visible_s
     draws = router_draws(pool.router, num, pool.seed)
-    visible_s = jobs.visible_s.copy()
+    visible_s, delay_s = jobs.sent.visible_s.copy(), jobs.sent.delay_s
     tables = _tables(pool.instance)
     fleet = _fleet(pool.num_instances)
     columns = _columns(jobs)
-    run_instances(lane, work, columns, when, sums, weights, tables, rules, visible_s, front_s, delay_s, fleet, draws)
+    run_instances(lane, work, columns, when, sums, weights, tables, rules, visible_s, delay_s, fleet, draws)
     arrival, start, first, finish = (when[:, column].copy() for column in (ARRIVAL, START, FIRST_TOKEN, FINISH))
     integrals = _integrals(pool, arrival, start, finish, sums)
     return PoolRun(arrival_s=arrival, start_s=start, first_s=first, finish_s=finish, integrals=integrals)
@@ -150,7 +141,7 @@ def _tables(instance: Instance) -> FloatArray:
 
 
 def _columns(jobs: Jobs) -> IntArray:
-    job = np.zeros((len(jobs.visible_s), SEEN + 1), np.int64)
+    job = np.zeros((len(jobs.prompt_tokens), SEEN + 1), np.int64)
     job[:, TODO], job[:, LEFT] = jobs.prompt_tokens, jobs.decode_steps
     job[:, JOINED:OWN] = -1  # not decoding; no neighbours
     job[:, SEEN] = jobs.cached_tokens
@@ -178,7 +169,7 @@ def _rules(pool: Pool, concurrency: int) -> Rules:
         units=units,
         shift=block.bit_length() - 1,
         p=round(gain * units),
-        overhead_s=float(pool.instance.request_overhead_s),
+        frontend_s=float(pool.instance.frontend_s),
         dp=degrees.dp,
         pp=degrees.pp,
         hop_s=(degrees.pp - 1) * float(pool.instance.stage_transfer_s),

@@ -70,12 +70,13 @@ class Loop(NamedTuple):
     freed: Array
     found: Array
     finished: Array
+    front_free_s: Array  # (1,) when the front end has done the latest request of a closed loop
     ready: int
     pending: int
     router: int
     placement: int
     concurrency: int
-    overhead_s: float
+    frontend_s: float
     stop_after: int
 
 
@@ -117,8 +118,10 @@ def close(state, loop, i, t):
         counts[OPEN] -= 1
     k = counts[RELEASED]
     if loop.concurrency > 0 and k < len(state.jobs):
-        state.jobs[k]["arrival_s"] = t
-        state.jobs[k]["visible_s"] = max(t + loop.overhead_s, state.jobs[k - 1]["visible_s"])
+        loop.front_free_s[0] = max(loop.front_free_s[0], t) + loop.frontend_s
+        job = state.jobs[k]
+        job["arrival_s"] = t
+        job["visible_s"] = max(loop.front_free_s[0] + job["delay_s"], state.jobs[k - 1]["visible_s"])
         counts[RELEASED] += 1
 
 

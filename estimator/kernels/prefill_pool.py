@@ -28,8 +28,9 @@ JOB = np.dtype(
     [
         (name, np.float64)
         for name in (
-            "visible_s",  # arrival + request overhead
+            "visible_s",  # the router sees it
             "arrival_s",
+            "delay_s",  # from the end of the front end until it is visible
             "start_s",  # first tokens enter a step
             "first_s",  # the prompt ends
             "reserved_s",  # the decode instance has set room aside
