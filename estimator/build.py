@@ -13,6 +13,7 @@ Kernels are timed on `token_grid` and the tables are straight lines between its 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -126,6 +127,22 @@ def layout_kernels(
     )
 
 
+@lru_cache(maxsize=512)
+def _shared_kernels(
+    model: ModelShape,
+    gpu: Gpu,
+    engine: Engine,
+    parallelism: Parallelism,
+    dtypes: Dtypes,
+    most_tokens: int,
+) -> StepKernels | Infeasible:
+    """Kernels that instances of one layout share whatever their other limits, or why there are none."""
+    try:
+        return layout_kernels(model, gpu, engine, parallelism, dtypes, most_tokens)
+    except BestServeError as error:
+        return Infeasible(rule="divides", reason=str(error))
+
+
 def build_instance(  # noqa: PLR0913  a layout has this many sides
     *,
     model: ModelShape,
@@ -139,10 +156,9 @@ def build_instance(  # noqa: PLR0913  a layout has this many sides
     """The replica made concrete, or why it cannot exist: the model does not divide that way, or does not fit."""
     dtypes = Dtypes(weight=weight_dtype, kv=kv_dtype)
     most_tokens = max(limits.max_num_batched_tokens, limits.max_num_seqs)
-    try:
-        kernels = layout_kernels(model, gpu, engine, parallelism, dtypes, most_tokens)
-    except BestServeError as error:
-        return Infeasible(rule="divides", reason=str(error))
+    kernels = _shared_kernels(model, gpu, engine, parallelism, dtypes, most_tokens)
+    if isinstance(kernels, Infeasible):
+        return kernels
     return instance_of(kernels, model, gpu, engine, parallelism=parallelism, limits=limits, dtypes=dtypes)
 
 

@@ -171,19 +171,19 @@ def _batches(instance: Instance, context_tokens: float) -> NDArray[np.int64]:
     return np.arange(1, max(top, 1) + 1, dtype=np.int64)
 
 
-def _chunks(instance: Instance) -> NDArray[np.int64]:
-    most = len(instance.cost.mixed_s) - 1
+@lru_cache(maxsize=32)
+def _chunks(most: int) -> NDArray[np.int64]:
     return np.unique(np.geomspace(1, most, NUM_CHUNKS).round().astype(np.int64))
 
 
 def _own_step_s_per_token(instance: Instance) -> float:
-    chunks = _chunks(instance)
+    chunks = _chunks(len(instance.cost.mixed_s) - 1)
     return float((instance.cost.mixed_s[chunks] / chunks).min())
 
 
 def _added_s_per_token(instance: Instance, num_seqs: NDArray[np.int64]) -> FloatArray:
     """g(n), (len(num_seqs),) s: least cost of one more prompt token beside n decoding sequences."""
-    cost, chunks = instance.cost, _chunks(instance)[None, :]
+    cost, chunks = instance.cost, _chunks(len(instance.cost.mixed_s) - 1)[None, :]
     decoding = cost.decode_tokens_per_seq * num_seqs[:, None]
     tokens = np.minimum(decoding + chunks, len(cost.mixed_s) - 1)
     room = np.maximum(tokens - decoding, 1)

@@ -136,8 +136,8 @@ class Engine:
     asynchronous: bool
     pads_experts: bool = False
     support: LayoutSupport = LayoutSupport()
-    step_time_factors: Mapping[str, float] = field(default_factory=dict)
-    costs: Mapping[str, EngineCosts]
+    step_time_factors: Mapping[str, float] = field(default_factory=dict, hash=False)
+    costs: Mapping[str, EngineCosts] = field(hash=False)
     source: str
     date: str
 

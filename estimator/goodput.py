@@ -33,7 +33,9 @@ from estimator.workload import Arrivals, Lengths, Workload
 NUM_LONE = 1_000  # requests, each served alone, that tell whether any rate can meet the SLO
 LONE_GAP_S = 1e5
 NUM_COARSE = 2_500
-COARSE_STEP = 1.25
+FIRST = 0.85  # of the estimate of capacity: where the search starts, the median of 800 goodputs (2026-11-25)
+USUAL_FALL = 3.0  # of the headroom per log rate
+COARSE_STEP = 0.25  # of log rate, at first
 COARSE_RATIO = 1.15
 NEAR = 0.75  # of the wanted width: an end this near to the expected answer is kept, and the other end put a width away
 SURE = 2.5  # widths: a bracket no wider than this is closed by a straight line
@@ -78,7 +80,7 @@ class Effort:
 
 
 FULL = Effort()
-EXPLORING = Effort(num_requests=5_000, precision=0.025)  # to choose by, not to answer with
+EXPLORING = Effort(num_requests=5_000, precision=0.04)  # to choose by, not to answer with
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,11 +169,8 @@ def goodput(
     """
     part, part_workload, num_parts = equal_part(system, workload)
     prober = _prober(part, part_workload, slo, seed, effort)
-    bracket = _coarse_bracket(prober)
-    if isinstance(bracket, Unstable):
-        return bracket
-    low, high = _fine_bracket(prober, bracket, effort.precision)
-    return _answer(prober, low, high, num_parts)
+    bracket = _bracket(prober, effort)
+    return bracket if isinstance(bracket, Unstable) else _answer(prober, *bracket, num_parts)
 
 
 def probe(
@@ -290,33 +289,51 @@ def _lone_violation(prober: Prober) -> Unstable | None:
     return Unstable(reason=f"{target} of lone requests is {excess:.3g} times its limit", violation=excess - 1.0)
 
 
-def _coarse_bracket(prober: Prober) -> tuple[Probe, Probe] | Unstable:
-    """A kept and a missed rate within `COARSE_RATIO` of each other, on few requests.
+def _bracket(prober: Prober, effort: Effort) -> tuple[Probe, Probe] | Unstable:
+    """A kept and a missed rate, near each other: on few requests first, if the effort asks for many more."""
+    num, few = len(prober.unit_requests), NUM_COARSE * prober.times
+    if num <= 2 * few:
+        return _coarse_bracket(prober, num, 1.0 + effort.precision)
+    bracket = _coarse_bracket(prober, few, COARSE_RATIO)
+    return bracket if isinstance(bracket, Unstable) else _fine_bracket(prober, bracket, effort.precision)
+
+
+def _coarse_bracket(prober: Prober, num: int, ratio: float) -> tuple[Probe, Probe] | Unstable:
+    """A kept and a missed rate within `ratio` of each other, from the estimate on.
 
     Only where the first rate is missed may even lone requests miss the SLO.
     """
-    guess = prober.estimate_req_s
-    num = min(NUM_COARSE * prober.times, len(prober.unit_requests))
-    probe = prober.at(0.7 * guess, num)
-    low, high = (probe, None) if probe.excess <= 1.0 else (None, probe)
-    if low is None and (unstable := _lone_violation(prober)) is not None:
+    first = prober.at(FIRST * prober.estimate_req_s, num)
+    if first.excess > 1.0 and (unstable := _lone_violation(prober)) is not None:
         return unstable
-    step = COARSE_STEP
+    bracket = _across(prober, first, num, fall=USUAL_FALL, longest=COARSE_STEP, width=math.log(ratio))
+    return bracket if isinstance(bracket, Unstable) else _narrow(prober, *bracket, ratio, num)
+
+
+def _across(
+    prober: Prober, probe: Probe, num: int, *, fall: float, longest: float, width: float
+) -> tuple[Probe, Probe] | Unstable:
+    """A kept and a missed rate, walking from `probe` until the SLO is on the other side.
+
+    The `fall` of the headroom tells how far to step so that the next probe is just past the answer, `longest` at most,
+    which doubles; the estimate from above is not stepped over, as it is likely missed and nearer.
+    """
     for _ in range(MAX_STEPS):
-        if low is not None and high is not None:
-            break
-        rate = probe.rate_req_s * step if low is not None else probe.rate_req_s / step
-        if probe.rate_req_s < guess < rate:
-            rate = guess  # the estimate from above is likely missed, and nearer than the step
-        if rate < LEAST_LOAD * guess:
+        kept = probe.excess <= 1.0
+        distance = abs(_headroom(probe)) / fall
+        step = width if distance <= NEAR * width else min(distance + PAST * width, longest)
+        rate = probe.rate_req_s * math.exp(step if kept else -step)
+        if probe.rate_req_s < prober.estimate_req_s < rate:
+            rate = prober.estimate_req_s
+        if rate < LEAST_LOAD * prober.estimate_req_s:
             target = prober.slo.binding_target(probe.simulation, probe.window)
             return Unstable(reason=f"{target} fails at {100 * LEAST_LOAD:g} % of capacity", violation=probe.excess - 1)
-        probe = prober.at(rate, num)
-        low, high = (probe, high) if probe.excess <= 1.0 else (low, probe)
-        step = min(step * step, 4.0) if rate != guess else COARSE_STEP
-    if low is None or high is None:
-        raise RuntimeError(f"no bracket after {MAX_STEPS} steps from {guess:g} req/s")
-    return _narrow(prober, low, high, COARSE_RATIO, num)
+        other = prober.at(rate, num)
+        if (other.excess <= 1.0) != kept:
+            return (probe, other) if kept else (other, probe)
+        fall = _fall(*((probe, other) if kept else (other, probe)))
+        probe, longest = other, 2.0 * longest
+    raise RuntimeError(f"no bracket after {MAX_STEPS} steps from {probe.rate_req_s:g} req/s")
 
 
 def _narrow(prober: Prober, low: Probe, high: Probe, ratio: float, num: int) -> tuple[Probe, Probe]:
@@ -371,28 +388,16 @@ def _fall(low: Probe, high: Probe) -> float:
     return max((_headroom(low) - _headroom(high)) / gap, 0.5) if gap > 0 else 0.5
 
 
-def _fine_bracket(prober: Prober, coarse: tuple[Probe, Probe], precision: float) -> tuple[Probe, Probe]:
-    """The same on all requests, starting where the coarse bracket puts the answer.
-
-    The fall of the headroom tells how far to step so that the next probe is just past the answer; the longest step
-    doubles.
-    """
+def _fine_bracket(prober: Prober, coarse: tuple[Probe, Probe], precision: float) -> tuple[Probe, Probe] | Unstable:
+    """The same on all requests, starting where the coarse bracket puts the answer."""
     low, high = coarse
     num, width = len(prober.unit_requests), math.log(1.0 + precision)
     prober.probes.clear()
     fall, longest = _fall(low, high), 3.0 * math.log(high.rate_req_s / low.rate_req_s)
     start = low.rate_req_s * math.exp(min(_headroom(low) / fall, longest / 3.0))
     probe = prober.at(min(start, NEARLY * prober.estimate_req_s), num)  # short runs do not show how queues grow
-    for _ in range(MAX_STEPS):
-        kept = probe.excess <= 1.0
-        distance = abs(_headroom(probe)) / fall
-        step = width if distance <= NEAR * width else min(distance + PAST * width, longest)
-        other = prober.at(probe.rate_req_s * math.exp(step if kept else -step), num)
-        if (other.excess <= 1.0) != kept:
-            return _narrow(prober, *((probe, other) if kept else (other, probe)), 1.0 + precision, num)
-        fall = _fall(*((probe, other) if kept else (other, probe)))
-        probe, longest = other, 2.0 * longest
-    raise RuntimeError(f"no bracket after {MAX_STEPS} steps from {probe.rate_req_s:g} req/s")
+    bracket = _across(prober, probe, num, fall=fall, longest=longest, width=width)
+    return bracket if isinstance(bracket, Unstable) else _narrow(prober, *bracket, 1.0 + precision, num)
 
 
 def _answer(prober: Prober, low: Probe, high: Probe, num_parts: int) -> Goodput:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from estimator.errors import require
 
@@ -21,7 +21,7 @@ class Gpu:
     architecture: str
     memory_bytes: float
     bandwidth_bytes_per_s: float
-    flop_per_s: Mapping[str, float]
+    flop_per_s: Mapping[str, float] = field(hash=False)
     num_sms: int
     gpus_per_node: int
     nvlink_domain_gpus: int
