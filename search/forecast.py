@@ -53,7 +53,7 @@ class Features:
         sizes = {"kind": 1, "gpu": len(screen.gpus), "layout": len(names), "shape": len(screen.shapes) + 1}
         sizes |= {f"other_{name}": sizes[name] for name in ("gpu", "layout", "shape")}
         sizes |= {"balance": NUM_BALANCES, "count": NUM_COUNTS, "other_count": NUM_COUNTS}
-        self._kinds = 4 * len(screen.policies)  # policy and side: each learns its own weights
+        self._kinds = 4 * len(screen.modes)  # mode and side: each learns its own weights
         self._offsets = dict(zip(sizes, np.cumsum([0, *list(sizes.values())[:-1]]) * self._kinds, strict=True))
         self.num = sum(sizes.values()) * self._kinds
         self.sd = np.concatenate([np.full(size * self._kinds, SD[name]) for name, size in sizes.items()])
@@ -81,7 +81,7 @@ class Features:
             "count": _octave(count),
             "other_count": _octave(other_count),
         }
-        kind = rows.policy * 4 + rows.side
+        kind = rows.mode * 4 + rows.side
         return np.stack([self._offsets[name] + value * self._kinds + kind for name, value in values.items()], axis=1)
 
 

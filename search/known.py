@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-
 import numpy as np
-from numpy.typing import NDArray
 
 from search.evaluate import Evaluation
 from search.forecast import Staircase
 from search.pareto import hypervolume, non_dominated
-from spaces.space import Space
+from search.screen import Screen
+from search.tariff import Tariff
 from spaces.strategy import Strategy
 
 
 class Known:
-    """Evaluations in the order in which they were learned. `cost_of`: $/h of GPUs by type; `demand_req_s` or None."""
+    """Evaluations in the order in which they were learned, and their front.
 
-    def __init__(self, space: Space, cost_of: Callable[[Mapping[str, int]], float], demand_req_s: float | None) -> None:
+    The front counts up to `most_usd_per_h`, and goodput over `ceiling_req_s` counts as the ceiling. `demand_req_s` or
+    None.
+    """
+
+    def __init__(self, tariff: Tariff, demand_req_s: float | None, most_usd_per_h: float) -> None:
         self.evaluations: dict[Strategy, Evaluation] = {}
-        self._cost_of, self._demand_req_s = cost_of, demand_req_s
-        self._costs: dict[tuple[tuple[str, int], ...], float] = {}
-        gpus = {shape.gpu for shapes in space.shapes.values() for shape in shapes}
-        dearest = max((self._price(((gpu, space.max_gpus(gpu)),)) for gpu in gpus), default=1.0)
-        self.reference_usd_per_h = 1.001 * dearest  # just over the GPU budget spent on the dearest type
+        self.most_usd_per_h, self.ceiling_req_s = most_usd_per_h, np.inf
+        self._tariff, self._demand_req_s = tariff, demand_req_s
+        self._costs: dict[Strategy, float] = {}
+        self._place_all()
 
     def __len__(self) -> int:
         return len(self.evaluations)
@@ -31,44 +32,66 @@ class Known:
     def __contains__(self, strategy: Strategy) -> bool:
         return strategy in self.evaluations
 
+    def learn(self, strategy: Strategy, evaluation: Evaluation) -> None:
+        """One more evaluation, or a better one of a strategy that is known."""
+        is_new = strategy not in self.evaluations
+        self.evaluations[strategy] = evaluation
+        if not is_new:
+            self._place_all()
+        elif evaluation.is_ok:
+            self._place(strategy)
+
+    def measure_by(self, screen: Screen) -> None:
+        """From now on the front counts as far as the screen looks."""
+        self.most_usd_per_h, self.ceiling_req_s = screen.most_usd_per_h, screen.ceiling_req_s
+        self._place_all()
+
+    def _place_all(self) -> None:
+        self._staircase, self.best_usd_per_h = Staircase(np.zeros(0), np.zeros(0), self.most_usd_per_h), np.inf
+        for strategy, evaluation in self.evaluations.items():
+            if evaluation.is_ok:
+                self._place(strategy)
+
+    def _place(self, strategy: Strategy) -> None:
+        cost, counted = self.cost(strategy), self._counted(strategy)
+        if counted > float(self._staircase.at(np.array([cost]))[0]):
+            self._staircase = self._staircase.with_point(counted, cost)
+        if self._carries(strategy):
+            self.best_usd_per_h = min(self.best_usd_per_h, cost)
+
     def cost(self, strategy: Strategy) -> float:
         """$/h."""
-        return self._price(tuple(sorted(strategy.gpu_counts.items())))
-
-    def front(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Goodput and cost of the front, by rising cost."""
-        ok = [(e.goodput_req_s, self.cost(s)) for s, e in self.evaluations.items() if e.is_ok]
-        goodput, cost = np.array([g for g, _ in ok]), np.array([c for _, c in ok])
-        front = non_dominated(goodput, cost)
-        return goodput[front], cost[front]
+        if strategy not in self._costs:
+            self._costs[strategy] = self._tariff.usd_per_h(strategy)
+        return self._costs[strategy]
 
     def staircase(self) -> Staircase:
         """The front as a function of cost."""
-        return Staircase(*self.front(), self.reference_usd_per_h)
+        return self._staircase
 
     def area(self) -> float:
         """Hypervolume of the front."""
-        goodput, cost = self.front()
-        return hypervolume(goodput, cost, ref_usd_per_h=self.reference_usd_per_h)
+        return hypervolume(self._staircase.goodput, self._staircase.cost, ref_usd_per_h=self.most_usd_per_h)
 
-    def best_usd_per_h(self) -> float | None:
-        """Least cost that carries the demand so far."""
-        return min((self.cost(strategy) for strategy in self.evaluations if self._carries(strategy)), default=None)
+    def cheapest(self, most: int) -> list[Strategy]:
+        """Some of the strategies that carry the demand, the cheapest first, of each choice of shapes one."""
+        carrying = sorted((s for s in self.evaluations if self._carries(s)), key=self.cost)
+        by_shapes = {
+            tuple((p.gpu, p.parallelism, p.max_num_batched_tokens, p.max_num_seqs) for p in s.pools): s
+            for s in reversed(carrying)
+        }
+        return sorted(by_shapes.values(), key=self.cost)[:most]
 
     def best_and_front(self, most_carrying: int) -> list[Strategy]:
         """Strategies that carry the demand at least cost, a few, and then the front's by rising cost."""
-        best = self.best_usd_per_h()
-        carrying = [s for s in self.evaluations if self._carries(s) and self.cost(s) == best]
-        known = list(self.evaluations)
-        goodput = [self.evaluations[strategy].goodput_req_s for strategy in known]
-        front = [known[i] for i in non_dominated(goodput, [self.cost(s) for s in known]) if goodput[i] > 0]
-        return carrying[:most_carrying] + front
+        best = [s for s in self.evaluations if self._carries(s) and self.cost(s) == self.best_usd_per_h]
+        sound = [strategy for strategy, evaluation in self.evaluations.items() if evaluation.is_ok]
+        front = non_dominated([self._counted(s) for s in sound], [self.cost(s) for s in sound])
+        return best[:most_carrying] + [sound[i] for i in front]
+
+    def _counted(self, strategy: Strategy) -> float:
+        return min(self.evaluations[strategy].goodput_req_s, self.ceiling_req_s)
 
     def _carries(self, strategy: Strategy) -> bool:
         demand = self._demand_req_s
         return demand is not None and self.evaluations[strategy].goodput_req_s >= demand
-
-    def _price(self, counts: tuple[tuple[str, int], ...]) -> float:
-        if counts not in self._costs:
-            self._costs[counts] = self._cost_of(dict(counts))
-        return self._costs[counts]

@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from estimator.cost import PriceCard, bill
+from estimator.cost import PriceCard
 from search.evaluation import Evaluation
 from search.executor import EagerExecutor, Executor, LocalExecutor, RayExecutor
 from search.insight import ledger_of
@@ -106,6 +106,7 @@ def plan(  # noqa: PLR0913  (the command's own options, one each)
     executor = make_executor(problem, settings, workers=workers, address=address)
     try:
         manifest = {"name": spec.name, "command": command, "seed": settings.seed, "trials": settings.trials}
+        manifest |= {"reach": settings.reach}
         manifest |= {"started": datetime.now(UTC).isoformat(timespec="seconds"), "workers": workers, "address": address}
         manifest |= {"storage": storage.split("@")[-1] if storage else "study.journal"}
         manifest |= {"warm_start": str(warm_start) if warm_start else None}
@@ -114,8 +115,7 @@ def plan(  # noqa: PLR0913  (the command's own options, one each)
         study = Study(
             space=space,
             executor=executor,
-            cost_of=lambda gpus: bill(gpus, tariff.cards).usd_per_h,
-            extra_of=tariff.network_usd_per_h,
+            tariff=tariff,
             settings=settings,
             storage=store,
             on_progress=_logged(folder, progress),
@@ -136,6 +136,7 @@ def _settings(spec: Spec, trials: int | None, warm_start: Path | None, space: Sp
         seed=search.seed,
         demand_req_s=demand,
         screen=search.screen,
+        reach=search.reach,
         warm=warm_strategies(warm_start, space, demand) if warm_start else (),
         explores=True,
     )

@@ -182,7 +182,7 @@ def slo_of(spec: SloSpec) -> Slo:
 def space_of(spec: Spec) -> SearchSpace:
     """What may be chosen; choices left out keep the space's own defaults."""
     search = spec.search
-    named = {name: getattr(search, name) for name in ("tp", "pp", "dp", "ep", "expert_tp", "only", "forbid")}
+    named = {name: getattr(search, name) for name in ("tp", "pp", "dp", "ep", "expert_tp", "only", "forbid", "routers")}
     named |= {"max_num_batched_tokens": search.tokens, "max_num_seqs": search.seqs}
     for architecture, known in (("collocated", COLLOCATED_POLICIES), ("disaggregated", DISAGGREGATED_POLICIES)):
         chosen = [policy for policy in search.policies or () if policy in known]

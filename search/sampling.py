@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Literal
 
 import optuna
 
 from estimator.errors import BestServeError
 from search.evaluate import Evaluation
+from search.prospects import Prospects
 from search.trials import DIRECTIONS, finished_trial, quietly
 from spaces.space import Space
 from spaces.strategy import Strategy
@@ -39,13 +39,6 @@ def choose_sampler(asked: str, trials: int, size: int) -> tuple[str, str]:
     return "nsga2", f"{trials} of {size} strategies: for so many TPE would cost more than the evaluations"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Hopeless:
-    """A strategy that its bound already puts behind a known one of no more cost: told to the sampler, not simulated."""
-
-    bound_req_s: float
-
-
 class Proposer:
     """Asks an Optuna sampler for strategies of a space. `cost_of`: $/h of a strategy."""
 
@@ -56,14 +49,12 @@ class Proposer:
         self._taught: set[Strategy] = set()
         self._open: dict[Strategy, list[optuna.Trial]] = {}
 
-    def ask(
-        self,
-        room: int,
-        known: Mapping[Strategy, Evaluation],
-        hopeless: Callable[[Strategy], Hopeless | None],
-        worst_usd_per_h: float,
-    ) -> list[Strategy]:
-        """Up to `room` strategies that are neither known nor hopeless; what is known is taught first."""
+    def ask(self, room: int, prospects: Prospects) -> list[Strategy]:
+        """Up to `room` strategies that are neither known nor hopeless; what is known is taught first.
+
+        Of a thinned space near ones stand for those proposed.
+        """
+        known = prospects.known.evaluations
         self._learn(known)
         self._generation += 1
         self._study.sampler = make_sampler(self._name, _generation_seed(self._seed, self._generation))
@@ -71,13 +62,14 @@ class Proposer:
             if len(self._open) == room:
                 break
             trial = self._study.ask()
-            strategy = self._space.decode(trial)
+            proposed = self._space.decode(trial)
+            strategy = None if proposed is None else prospects.screen.rounded(proposed)
             if strategy is None or strategy not in self._space:
                 trial.set_constraint("feasible", 1.0)
-                self._study.tell(trial, (0.0, worst_usd_per_h))
+                self._study.tell(trial, (0.0, prospects.known.most_usd_per_h))
             elif strategy in known:
                 self._tell(trial, strategy, known[strategy])
-            elif (ruled_out := hopeless(strategy)) is not None:
+            elif (ruled_out := prospects.hopeless(strategy)) is not None:
                 trial.set_constraint("feasible", 0.0)
                 self._study.tell(trial, (ruled_out.bound_req_s, self._cost_of(strategy)))
             else:

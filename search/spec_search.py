@@ -12,6 +12,7 @@ from search.edge import Edge, validated
 PositiveInt = Annotated[int, Field(ge=1)]
 Policy = Literal["chunked", "prefill_first", "static", "distserve", "tetriinfer"]
 Architecture = Literal["collocated", "disaggregated"]
+Router = Literal["round_robin", "random", "least_outstanding", "power_of_two"]
 Sampler = Literal["auto", "exhaustive", "random", "tpe", "nsga2", "nsga3"]
 
 
@@ -79,6 +80,9 @@ class SearchSpec(Edge):
     screen: bool = Field(
         default=True, description="leave out strategies that the closed form already puts behind simulated ones"
     )
+    reach: Annotated[float, Field(ge=1)] | None = Field(
+        default=4.0, description="times the demand: goodput beyond is not looked for; null: no end, GPUs permitting"
+    )
     architectures: Annotated[list[Architecture], Field(min_length=1)] = Field(
         default=["collocated", "disaggregated"], description="collocated, disaggregated or both"
     )
@@ -91,6 +95,9 @@ class SearchSpec(Edge):
     seqs: Choices | None = Field(default=None, description="resident sequences at most, likewise: [128, 256]")
     policies: list[Policy] | None = Field(
         default=None, description="scheduling policies, for example [chunked, distserve]"
+    )
+    routers: Annotated[list[Router], Field(min_length=1)] | None = Field(
+        default=None, description="what spreads requests over instances; left out: round_robin alone"
     )
     collocated: PoolSearchSpec | None = Field(default=None, description="choices of collocated pools alone")
     prefill: PoolSearchSpec | None = Field(default=None, description="choices of prefill pools alone, {tp: [2, 4]}")

@@ -33,6 +33,10 @@ class Tariff:
         """Hourly price of a strategy."""
         return self.bill(strategy).usd_per_h
 
+    def rent_usd_per_h(self, gpu: str, num_gpus: int) -> float:
+        """Hourly price of GPUs of one type; a strategy's is the sum over its types, and the network's."""
+        return bill({gpu: num_gpus}, self.cards).usd_per_h
+
     def network_usd_per_h(self, strategy: Strategy) -> float:
         """Hourly price of the network beside the GPUs."""
         if self.network_usd_per_gpu_h == 0.0 or not uses_network(self.gpus, strategy):

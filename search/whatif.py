@@ -16,7 +16,6 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from estimator.cost import bill
 from search.changes import Change, apply_changes
 from search.evaluation import Evaluation
 from search.executor import LocalExecutor
@@ -162,12 +161,11 @@ def _to_ask(old: Ledger, touched: Iterable[str], recommended: Strategy | None) -
 
 def _studied(ledger: Ledger, asked: list[Strategy]) -> tuple[Evaluation, ...]:
     """The strategies asked, and what a small study that starts from them finds to carry the demand for less."""
-    problem, tariff = ledger.problem, ledger.tariff
+    problem = ledger.problem
     study = Study(
         space=Space(problem),
         executor=LocalExecutor(problem, seed=ledger.seed),
-        cost_of=lambda gpus: bill(gpus, tariff.cards).usd_per_h,
-        extra_of=tariff.network_usd_per_h,
+        tariff=ledger.tariff,
         settings=Settings(
             trials=len(asked) + NUM_MORE, seed=ledger.seed, demand_req_s=ledger.demand_req_s, warm=tuple(asked)
         ),

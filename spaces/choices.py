@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from estimator.errors import BestServeError
-from spaces.strategy import COLLOCATED_POLICIES, DISAGGREGATED_POLICIES, Role
+from spaces.strategy import COLLOCATED_POLICIES, DISAGGREGATED_POLICIES, ROUTERS, Role
 
 ARCHITECTURES = ("collocated", "disaggregated")
 
@@ -53,6 +53,7 @@ class SearchSpace:
     max_num_seqs: tuple[int | None, ...] = (64, 256, 1024)
     collocated_policies: tuple[str, ...] = COLLOCATED_POLICIES[:1]
     disaggregated_policies: tuple[str, ...] = DISAGGREGATED_POLICIES[:1]
+    routers: tuple[str, ...] = ROUTERS[:1]
     pools: Mapping[Role, PoolChoices] = field(default_factory=dict)
     owned: Mapping[str, int] = field(default_factory=dict)
     only: tuple[str, ...] = ()
@@ -67,12 +68,13 @@ class SearchSpace:
             "architectures": ARCHITECTURES,
             "collocated_policies": COLLOCATED_POLICIES,
             "disaggregated_policies": DISAGGREGATED_POLICIES,
+            "routers": ROUTERS,
         }
         for name, accepted in known.items():
             for value in getattr(self, name):
                 if value not in accepted:
                     raise BestServeError(name, value, "is unknown", ", ".join(accepted))
-        for name in ("architectures", "tp", "pp", "dp", "ep", "max_num_batched_tokens", "max_num_seqs"):
+        for name in ("architectures", "routers", "tp", "pp", "dp", "ep", "max_num_batched_tokens", "max_num_seqs"):
             values = getattr(self, name)
             if not values or any(isinstance(value, int) and value < 1 for value in values):
                 raise BestServeError(name, values, "must be choices of at least 1", "for example (1, 2, 4)")

@@ -7,6 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
+import numpy as np
+from numpy.typing import NDArray
+
 from estimator.build import build_instance
 from estimator.drafting import build_drafting_instance
 from estimator.dtypes import Dtypes, KvDtype, WeightDtype
@@ -25,6 +28,8 @@ from estimator.workload import Workload
 from spaces.choices import SearchSpace
 from spaces.strategy import Pool, Strategy
 
+Num = int | NDArray[np.int64]
+MEDIA = ("nvlink", "pcie", "network")
 MAX_CACHED_INSTANCES = 1024  # about 0.3 MB of tables each at a budget of 16,384 tokens
 
 
@@ -140,11 +145,10 @@ def link_of(problem: Problem, strategy: Strategy) -> KvLink:
     """
     prefill, decode = strategy.pools
     costs = problem.engine.costs_on(problem.gpus[decode.gpu].architecture)
-    one_type, num_gpus = prefill.gpu == decode.gpu, gpus_together(problem.gpus, strategy)
+    medium = kv_medium(problem.gpus, strategy)
 
     def ports_bytes_per_s(pool: Pool) -> float:
-        port = port_bytes_per_s(problem, pool.gpu, one_type=one_type, num_gpus=num_gpus)
-        return pool.parallelism.num_gpus * port
+        return pool.parallelism.num_gpus * port_bytes_per_s(problem, pool.gpu, medium)
 
     return KvLink(
         egress_bytes_per_s=ports_bytes_per_s(prefill),
@@ -161,19 +165,29 @@ def gpus_together(gpus: Mapping[str, Gpu], strategy: Strategy) -> int:
     """
     if len(strategy.gpu_counts) > 1 or strategy.policy != "distserve" or strategy.router != "round_robin":
         return strategy.num_gpus
-    part = strategy.num_gpus // math.gcd(*(pool.count for pool in strategy.pools))
-    gpu = gpus[strategy.pools[0].gpu]
-    node = gpu.nvlink_domain_gpus if gpu.nvlink_bytes_per_s > 0 else gpu.gpus_per_node
-    return part if node % part == 0 else strategy.num_gpus
+    num_parts = math.gcd(*(pool.count for pool in strategy.pools))
+    return int(gpus_moving(strategy.num_gpus, num_parts, joined_gpus(gpus[strategy.pools[0].gpu])))
+
+
+def gpus_moving(num_gpus: Num, num_parts: Num, joined: Num) -> Num:
+    """`gpus_together` of GPUs in so many equal parts, `joined` of them with each other; numbers or arrays of them."""
+    part = num_gpus // num_parts
+    return np.where(joined % part == 0, part, num_gpus)
+
+
+def joined_gpus(gpu: Gpu) -> int:
+    """GPUs that reach each other without the network: an NVLink domain, or a node without NVLink."""
+    return gpu.nvlink_domain_gpus if gpu.nvlink_bytes_per_s > 0 else gpu.gpus_per_node
 
 
 def kv_medium(gpus: Mapping[str, Gpu], strategy: Strategy) -> str:
     """What KV caches cross: `nvlink` within one domain, `pcie` within one node, else `network`."""
     counts = strategy.gpu_counts
-    return _medium(gpus[next(iter(counts))], one_type=len(counts) == 1, num_gpus=gpus_together(gpus, strategy))
+    return medium_of(gpus[next(iter(counts))], one_type=len(counts) == 1, num_gpus=gpus_together(gpus, strategy))
 
 
-def _medium(gpu: Gpu, *, one_type: bool, num_gpus: int) -> str:
+def medium_of(gpu: Gpu, *, one_type: bool, num_gpus: int) -> str:
+    """`kv_medium` of a GPU in a strategy, all of one type or not, whose caches move among `num_gpus`."""
     if one_type and gpu.nvlink_bytes_per_s > 0 and num_gpus <= gpu.nvlink_domain_gpus:
         return "nvlink"
     return "pcie" if one_type and num_gpus <= gpu.gpus_per_node else "network"
@@ -183,16 +197,18 @@ def uses_network(gpus: Mapping[str, Gpu], strategy: Strategy) -> bool:
     """Whether the strategy sends anything between nodes: KV caches, or the steps of an instance larger than a node."""
     if strategy.is_disaggregated and kv_medium(gpus, strategy) == "network":
         return True
-    return any(
-        pool.parallelism.num_gpus > max(gpus[pool.gpu].gpus_per_node, gpus[pool.gpu].nvlink_domain_gpus)
-        for pool in strategy.pools
-    )
+    return any(spans_nodes(gpus[pool.gpu], pool) for pool in strategy.pools)
 
 
-def port_bytes_per_s(problem: Problem, name: str, *, one_type: bool, num_gpus: int) -> float:
-    """One GPU's hand-over rate in a strategy of `num_gpus`, all of one type or not; the cases are `link_of`'s."""
+def spans_nodes(gpu: Gpu, pool: Pool) -> bool:
+    """Whether one instance of the pool is larger than what is joined without the network."""
+    return pool.parallelism.num_gpus > max(gpu.gpus_per_node, gpu.nvlink_domain_gpus)
+
+
+def port_bytes_per_s(problem: Problem, name: str, medium: str) -> float:
+    """One GPU's hand-over rate over that medium."""
     gpu = problem.gpu(name)
-    match _medium(gpu, one_type=one_type, num_gpus=num_gpus):
+    match medium:
         case "nvlink":
             return gpu.nvlink_bytes_per_s
         case "pcie":

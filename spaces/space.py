@@ -20,7 +20,7 @@ from spaces.choices import SearchSpace
 from spaces.counts import Counts
 from spaces.problem import Problem, memory_fit
 from spaces.rules import broken_shape, broken_whole, providers_of
-from spaces.strategy import ROUTERS, Pool, Role, Strategy
+from spaces.strategy import Pool, Role, Strategy
 
 Params = dict[str, str | int]
 
@@ -160,14 +160,17 @@ class Space:
     @cached_property
     def num_counted(self) -> int:
         """Number of strategies before patterns take theirs."""
-        policies, pair_policies = len(self.allowed.collocated_policies), len(self.allowed.disaggregated_policies)
         collocated = sum(num * len(self.counts.of_one(shape)) for shape, num in self._groups("m"))
         pairs = sum(
             num_p * num_d * self.counts.num_pairs(p, d)
             for (p, num_p), (d, num_d) in product(self._groups("p"), self._groups("d"))
             if self.may_pair(p, d)
         )
-        return collocated * policies + pairs * pair_policies
+        return collocated * len(self.modes("collocated")) + pairs * len(self.modes("disaggregated"))
+
+    def modes(self, architecture: str) -> list[tuple[str, str]]:
+        """(policy, router) of the architecture's strategies."""
+        return list(product(self._policies(architecture), self.allowed.routers))
 
     def may_pair(self, p: Pool, d: Pool) -> bool:
         """Whether one provider sells both GPU types."""
@@ -186,14 +189,15 @@ class Space:
 
     def __iter__(self) -> Iterator[Strategy]:
         """Every strategy once, in a fixed order."""
-        for policy, shape in product(self.allowed.collocated_policies, self.shapes.get("m", ())):
+        for (policy, router), shape in product(self.modes("collocated"), self.shapes.get("m", ())):
             for count in self.counts.of_one(shape).tolist():
-                yield from self._permitted(Strategy(pools=(replace(shape, count=count),), policy=policy))
-        pairs = product(self.allowed.disaggregated_policies, self.shapes.get("p", ()), self.shapes.get("d", ()))
-        for policy, p, d in pairs:
+                pool = replace(shape, count=count)
+                yield from self._permitted(Strategy(pools=(pool,), policy=policy, router=router))
+        modes = self.modes("disaggregated")
+        for (policy, router), p, d in product(modes, self.shapes.get("p", ()), self.shapes.get("d", ())):
             for x, y in zip(*(counts.tolist() for counts in self.counts.of_pair(p, d)), strict=True):
                 pools = (replace(p, count=x), replace(d, count=y))
-                yield from self._permitted(Strategy(pools=pools, policy=policy))
+                yield from self._permitted(Strategy(pools=pools, policy=policy, router=router))
 
     def _permitted(self, strategy: Strategy) -> Iterator[Strategy]:
         if broken_whole(self.problem, strategy) is None:
@@ -201,11 +205,11 @@ class Space:
 
     def __contains__(self, strategy: object) -> bool:
         """Whether the strategy is one of the space's."""
-        if not isinstance(strategy, Strategy) or strategy.router != ROUTERS[0]:
+        if not isinstance(strategy, Strategy):
             return False
-        policies = self._policies("disaggregated" if strategy.is_disaggregated else "collocated")
+        modes = self.modes("disaggregated" if strategy.is_disaggregated else "collocated")
         known = all(replace(pool, count=1) in self._shape_sets.get(pool.role, ()) for pool in strategy.pools)
-        return known and strategy.policy in policies and broken_whole(self.problem, strategy) is None
+        return known and (strategy.policy, strategy.router) in modes and broken_whole(self.problem, strategy) is None
 
     @cached_property
     def _shape_sets(self) -> dict[Role, frozenset[Pool]]:
@@ -217,23 +221,26 @@ class Space:
         """The strategy a chooser chooses: architecture, policy, shapes, then counts; None if no count fits the pair."""
         architecture = chooser.suggest_categorical("architecture", self._architectures)
         policies = self._policies(architecture)
-        policy = chooser.suggest_categorical(f"{architecture}_policy", policies)
+        policy, routers = chooser.suggest_categorical(f"{architecture}_policy", policies), self.allowed.routers
+        router = chooser.suggest_categorical("router", routers) if len(routers) > 1 else routers[0]
         if architecture == "collocated":
             shape = self._choose_shape(chooser, "m")
             count = chooser.suggest_int("m_count", 1, self.max_count(shape))
-            return Strategy(pools=(replace(shape, count=count),), policy=policy)
+            return Strategy(pools=(replace(shape, count=count),), policy=policy, router=router)
         p, d = self._choose_shape(chooser, "p"), self._choose_shape(chooser, "d")
         most = self._max_prefill(p, d)
         if most < 1 or self.max_count(d, {p.gpu: p.num_gpus}) < 1:
             return None
         x = chooser.suggest_int("p_count", 1, most)
         y = chooser.suggest_int("d_count", 1, self.max_count(d, {p.gpu: x * p.num_gpus}))
-        return Strategy(pools=(replace(p, count=x), replace(d, count=y)), policy=policy)
+        return Strategy(pools=(replace(p, count=x), replace(d, count=y)), policy=policy, router=router)
 
     def encode(self, strategy: Strategy) -> Params:
         """The parameters that `decode` turns into this strategy, which must be in the space."""
         architecture = "disaggregated" if strategy.is_disaggregated else "collocated"
         params: Params = {"architecture": architecture, f"{architecture}_policy": strategy.policy}
+        if len(self.allowed.routers) > 1:
+            params["router"] = strategy.router
         for pool in strategy.pools:
             role, layout = pool.role, _layout(pool)
             params[f"{role}_gpu"] = pool.gpu
@@ -277,9 +284,10 @@ class Space:
     # ---- neighbours
 
     def neighbours(self, strategy: Strategy) -> list[Strategy]:
-        """Strategies of the space one step away: a count by one, one pool's shape in one respect, or the policy."""
+        """Strategies of the space one step away: a count by one, one pool's shape in one respect, policy or router."""
         architecture = "disaggregated" if strategy.is_disaggregated else "collocated"
         found = [replace(strategy, policy=policy) for policy in self._policies(architecture)]
+        found += [replace(strategy, router=router) for router in self.allowed.routers]
         for index, pool in enumerate(strategy.pools):
             for other in self._beside(pool):
                 pools = (*strategy.pools[:index], other, *strategy.pools[index + 1 :])

@@ -8,10 +8,12 @@ from typing import Any
 from estimator.catalogue.engines import load_engine
 from estimator.catalogue.gpus import load_gpu
 from estimator.catalogue.models import load_model
+from estimator.cost import PriceCard
 from estimator.slo import Slo, SloTarget
 from estimator.workload import FixedLengths, PoissonArrivals, Workload
 from search.evaluate import Evaluation
 from search.screen import Screen
+from search.tariff import Tariff
 from spaces.choices import SearchSpace
 from spaces.problem import Problem
 from spaces.rules import broken_strategy
@@ -50,12 +52,32 @@ def usd_per_h(gpu_counts: Mapping[str, int]) -> float:
     return sum(USD_PER_H[gpu] * num for gpu, num in gpu_counts.items())
 
 
+def tariff(network_usd_per_gpu_h: float = 0.0) -> Tariff:
+    """The same prices, and one of the network."""
+    cards = {
+        gpu: PriceCard(
+            id=gpu,
+            provider="made up",
+            gpu=gpu,
+            gpus_per_node=1,
+            kind="on_demand",
+            usd_per_gpu_h=price,
+            region="",
+            source="made up",
+            date="2026-11-25",
+        )
+        for gpu, price in USD_PER_H.items()
+    }
+    gpus = {gpu: load_gpu(gpu) for gpu in USD_PER_H}
+    return Tariff(cards=cards, gpus=gpus, network_usd_per_gpu_h=network_usd_per_gpu_h)
+
+
 def made_up(problem: Problem, strategy: Strategy, seed: int) -> Evaluation:
     """Goodput by a made-up law: pools in series, sublinear in tp, a little better with more instances."""
     broken = broken_strategy(problem, strategy)
     if broken is not None:
         return Evaluation(strategy=str(strategy), status="infeasible", rule=broken.rule, violation=broken.violation)
-    rates = [_pool_rate(pool) for pool in strategy.pools]
+    rates = [pool_rate(pool) for pool in strategy.pools]
     if strategy.is_disaggregated:
         rates = [2.6 * rates[0], 1.7 * rates[1]]
     goodput = min(rates)
@@ -71,16 +93,17 @@ def made_up(problem: Problem, strategy: Strategy, seed: int) -> Evaluation:
     )
 
 
-def made_up_screen(space: Space, demand_req_s: float | None = None) -> Screen:
+def made_up_screen(space: Space, demand_req_s: float | None = None, reach: float | None = None) -> Screen:
     """The bound of made-up goodput: instances at their best, in ever larger pools."""
 
     def rate(shape: Pool) -> float:
-        return 1.1 * {"m": 1.0, "p": 2.6, "d": 1.7}[shape.role] * _pool_rate(shape)
+        return 1.1 * {"m": 1.0, "p": 2.6, "d": 1.7}[shape.role] * pool_rate(shape)
 
-    return Screen(space, usd_per_h, demand_req_s=demand_req_s, rate_of=rate)
+    return Screen(space, tariff(), demand_req_s=demand_req_s, reach=reach, rate_of=rate)
 
 
-def _pool_rate(pool: Pool) -> float:
+def pool_rate(pool: Pool) -> float:
+    """What a pool does of the work that prefill alone, decode alone and both take different shares of."""
     degrees = pool.parallelism
     layout: float = degrees.tp**0.85 * degrees.pp**0.7
     limits = (1.0 if pool.max_num_batched_tokens == 8192 else 0.9) * (1.0 if pool.max_num_seqs == 256 else 0.8)

@@ -17,7 +17,7 @@ from search.study import Settings, Study, StudyResult
 from spaces.problem import Problem
 from spaces.space import Space
 from spaces.strategy import Strategy
-from tests.small_problem import made_up, made_up_screen, small_problem, usd_per_h
+from tests.small_problem import made_up, made_up_screen, small_problem, tariff, usd_per_h
 
 DEMAND = 9.0
 EXPLORING = Settings(trials=1000, screen=False, demand_req_s=DEMAND, explores=True)
@@ -45,7 +45,7 @@ def run_study(settings: Settings, journal: Journal | None = None, calls: list[st
     space = Space(small_problem())
     executor = LocalExecutor(space.problem, seed=0, evaluate=exact, explore=rough)
     screen = made_up_screen(space, settings.demand_req_s)
-    return Study(space, executor, usd_per_h, settings, journal, screen=screen).run()
+    return Study(space, executor, tariff(), settings, journal, screen=screen).run()
 
 
 def offers(evaluations: tuple[Evaluation, ...]) -> list[Offer]:

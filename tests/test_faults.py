@@ -22,7 +22,7 @@ from search.study import Progress, Settings, Study
 from spaces.problem import Problem
 from spaces.space import Space
 from spaces.strategy import Strategy
-from tests.small_problem import made_up, made_up_screen, small_problem, usd_per_h
+from tests.small_problem import made_up, made_up_screen, small_problem, tariff
 from tests.test_study import front, make_study
 
 ROOT = Path(__file__).parent.parent
@@ -137,7 +137,7 @@ def test_a_node_lost_in_mid_run_changes_nothing(monkeypatch: pytest.MonkeyPatch)
             if doomed:
                 os.kill(doomed.pop(), signal.SIGKILL)
 
-        study = Study(space, executor, usd_per_h, settings, screen=made_up_screen(space), on_progress=lose_a_node)
+        study = Study(space, executor, tariff(), settings, screen=made_up_screen(space), on_progress=lose_a_node)
         found = study.run().evaluations
     finally:
         executor.close()

@@ -13,10 +13,10 @@ from estimator.capacity import screen as estimate_from_above
 from search.evaluate import evaluate
 from search.forecast import LOWEST, NOISE, PRIOR_MEAN, Features, Forecast, Staircase, most_gain, shortfall
 from search.pareto import hypervolume, non_dominated
-from search.screen import MARGIN, NUM_DRAWN, Screen
+from search.screen import MARGIN, NUM_DRAWN, THINNED_ROWS, Screen
 from spaces.problem import system_of
 from spaces.space import Space
-from tests.small_problem import made_up_screen, small_problem, usd_per_h
+from tests.small_problem import made_up_screen, small_problem, tariff, usd_per_h
 
 POINTS = st.lists(st.tuples(st.integers(1, 20), st.integers(1, 20)), max_size=20)
 
@@ -24,7 +24,7 @@ POINTS = st.lists(st.tuples(st.integers(1, 20), st.integers(1, 20)), max_size=20
 @pytest.fixture(scope="module")
 def screen() -> Screen:
     """The closed form over a small space."""
-    return Screen(Space(small_problem(max_gpus=8)), usd_per_h)
+    return Screen(Space(small_problem(max_gpus=8)), tariff())
 
 
 @pytest.mark.parametrize(
@@ -35,6 +35,7 @@ def screen() -> Screen:
         {"whole_nodes": True, "max_gpus": 16},
         {"providers": {"h100_sxm": "a", "l40s": "b"}},
         {"disaggregated_policies": ("distserve", "tetriinfer"), "architectures": ("disaggregated",)},
+        {"routers": ("round_robin", "least_outstanding"), "max_gpus": 3},
     ],
 )
 def test_the_table_holds_every_strategy_once(choices: dict[str, Any]) -> None:
@@ -68,12 +69,23 @@ def test_goodput_stays_below_the_margin(screen: Screen) -> None:
     assert np.median(ratio) > 0.6
 
 
+def test_costs_are_the_tariffs_network_included() -> None:
+    """Rows cost what the run's tariff bills: caches and instances pay for the network if they leave a node."""
+    policies = ("distserve", "tetriinfer")
+    space = Space(small_problem(max_gpus=20, tp=(1, 2), pp=(1, 16), disaggregated_policies=policies))
+    priced = Screen(space, tariff(0.5), rate_of=lambda shape: 1.0)
+    strategies = list(space)[::7] + [strategy for strategy in space if not strategy.is_disaggregated]
+    assert priced.rows(strategies).usd_per_h == pytest.approx([tariff(0.5).usd_per_h(s) for s in strategies])
+    kinds = {(s.is_disaggregated, priced.tariff.network_usd_per_h(s) > 0) for s in strategies}
+    assert len(kinds) == 4
+
+
 def test_a_large_space_is_thinned_but_keeps_its_best() -> None:
     """Thousands of GPUs leave a table that fits, whose fronts by the bound hold strategies of the space alone."""
     space = Space(small_problem(max_gpus=4096, max_num_seqs=(64, 128, 256)))
     screen = made_up_screen(space, demand_req_s=500.0)
     assert not screen.is_complete
-    assert len(screen.table) < 1_000_000 < space.size
+    assert len(screen.table) <= 1.2 * THINNED_ROWS < space.size
     front = non_dominated(screen.table.bound_req_s, screen.table.usd_per_h)
     assert all(screen.strategy(screen.table, int(row)) in space for row in front)
     near = screen.table.bound_req_s[(screen.table.bound_req_s >= 500.0) & (screen.table.second < 0)].min()

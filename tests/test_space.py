@@ -189,3 +189,15 @@ def test_every_bundled_architecture_passes_through_the_rules() -> None:
             small_problem(name, ("h200_sxm",), max_gpus=8, tp=(8,), pp=(1,), ep=(1, 8)), weight_dtype="fp8"
         )
         assert Space(problem).size > 0
+
+
+def test_routers_are_chosen_where_several_are_allowed() -> None:
+    """Each router has its own strategies, counted, listed, written to parameters and back; by default there is one."""
+    space = Space(small_problem(max_gpus=3, routers=("round_robin", "least_outstanding")))
+    listed = list(space)
+    assert len(listed) == len(set(listed)) == space.size == 2 * Space(small_problem(max_gpus=3)).size
+    assert {strategy.router for strategy in listed} == {"round_robin", "least_outstanding"}
+    assert all(space.decode(Recorded(space.encode(strategy))) == strategy for strategy in listed)
+    assert all(replace(s, router="least_outstanding") in [*space.neighbours(s), s] for s in listed[:50])
+    with pytest.raises(BestServeError, match="routers: 'magic' is unknown"):
+        small_problem(routers=("magic",))

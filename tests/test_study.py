@@ -20,7 +20,7 @@ from search.study import Settings, Study, StudyResult
 from spaces.problem import Problem
 from spaces.space import Space
 from spaces.strategy import Strategy
-from tests.small_problem import made_up, made_up_screen, small_problem, usd_per_h
+from tests.small_problem import made_up, made_up_screen, small_problem, tariff, usd_per_h
 
 LARGER: dict[str, Any] = {
     "gpus": ("h100_sxm", "l40s", "h200_sxm"),
@@ -41,7 +41,8 @@ def make_study(
     """A study that is yet to run."""
     space = Space(problem)
     executor = LocalExecutor(problem, seed=settings.seed, evaluate=evaluate)
-    return Study(space, executor, usd_per_h, settings, journal, screen=made_up_screen(space, settings.demand_req_s))
+    screen = made_up_screen(space, settings.demand_req_s, settings.reach)
+    return Study(space, executor, tariff(), settings, journal, screen=screen)
 
 
 def points(evaluations: Sequence[Evaluation]) -> tuple[list[float], list[float]]:

@@ -25,7 +25,6 @@ from typing import Any
 
 import numpy as np
 
-from estimator.cost import PriceCard, bill
 from estimator.goodput import Effort
 from search.evaluate import Evaluate, Evaluation, evaluate
 from search.executor import LocalExecutor, RayExecutor
@@ -35,6 +34,7 @@ from search.planner import plan
 from search.screen import Screen
 from search.spec import Spec, parse_spec
 from search.study import Settings, Study, StudyResult
+from search.tariff import Tariff, tariff_of
 from spaces.problem import Problem
 from spaces.space import Space
 from spaces.strategy import Strategy
@@ -52,14 +52,14 @@ PROBLEMS: dict[str, dict[str, Any]] = {
         "traffic": {"rate_req_s": 25, "lengths": CHAT},
         "slo": {"ttft": {"p90_ms": 1000}, "tpot": {"p90_ms": 40}},
         "gpus": ["h100_sxm", "a100_sxm", "l40s"],
-        "search": {"max_gpus": 10, "pp": [1, 2], "tokens": [2048, 8192], "seqs": [64, 256]},
+        "search": {"max_gpus": 14, "pp": [1, 2], "tokens": [2048, 8192], "seqs": [64, 256]},
     },
     "Qwen3-32B": {
         "model": {"id": "Qwen/Qwen3-32B", "weights": "fp8"},
         "traffic": {"rate_req_s": 12, "lengths": CHAT},
         "slo": {"ttft": {"p90_ms": 1500}, "tpot": {"p90_ms": 50}},
         "gpus": ["h100_sxm", "h200_sxm", "l40s"],
-        "search": {"max_gpus": 14, "pp": [1, 2], "tokens": [8192], "seqs": [64, 256]},
+        "search": {"max_gpus": 20, "pp": [1, 2], "tokens": [8192], "seqs": [64, 256]},
     },
     "Mixtral-8x7B": {
         "model": {"id": "mistralai/Mixtral-8x7B-v0.1", "weights": "bf16"},
@@ -77,17 +77,13 @@ class Truth:
     """Every evaluation of one problem's space."""
 
     spec: Spec
-    cards: Mapping[str, PriceCard]
+    tariff: Tariff
     space: Space
     by_text: Mapping[str, Evaluation]
 
-    def cost_of(self, gpus: Mapping[str, int]) -> float:
-        """$/h."""
-        return bill(gpus, self.cards).usd_per_h
-
     def points(self, evaluations: list[Evaluation]) -> tuple[list[float], list[float]]:
         """Goodput and cost."""
-        costs = [self.cost_of(Strategy.parse(e.strategy).gpu_counts) for e in evaluations]
+        costs = [self.tariff.usd_per_h(Strategy.parse(e.strategy)) for e in evaluations]
         return [e.goodput_req_s for e in evaluations], costs
 
 
@@ -113,7 +109,7 @@ def truth(name: str, cache: Path) -> Truth:
                 (evaluation,) = LocalExecutor(problem, seed=0, evaluate=judge).run([strategy])
                 known[evaluation.strategy] = evaluation
                 file.write(json.dumps(evaluation.as_dict()) + "\n")
-    return Truth(spec=spec, cards=spec.cards(), space=space, by_text={str(s): known[str(s)] for s in space})
+    return Truth(spec=spec, tariff=tariff_of(spec), space=space, by_text={str(s): known[str(s)] for s in space})
 
 
 def truths(cache: Path) -> None:
@@ -143,7 +139,7 @@ def _studied(every: Truth, trials: int, seed: int) -> tuple[int, float, float]:
     demand = every.spec.traffic.rate_req_s
     executor = LocalExecutor(every.space.problem, seed=0, evaluate=lambda _, strategy, __: every.by_text[str(strategy)])
     settings = Settings(trials=trials, seed=seed, demand_req_s=demand)
-    found = list(Study(every.space, executor, every.cost_of, settings).run().evaluations)
+    found = list(Study(every.space, executor, every.tariff, settings).run().evaluations)
     goodput, cost = every.points(list(every.by_text.values()))
     reference = 1.001 * max(cost)
     got, paid = every.points(found)
@@ -163,7 +159,7 @@ def exact(cache: Path) -> None:
         table = every.by_text
         executor = LocalExecutor(every.space.problem, seed=0, evaluate=lambda _, s, __, table=table: table[str(s)])  # type: ignore[misc]
         settings = Settings(sampler="exhaustive", demand_req_s=every.spec.traffic.rate_req_s)
-        found = list(Study(every.space, executor, every.cost_of, settings).run().evaluations)
+        found = list(Study(every.space, executor, every.tariff, settings).run().evaluations)
         fronts = []
         for evaluations in (found, list(every.by_text.values())):
             evaluations = [evaluation for evaluation in evaluations if evaluation.is_ok]
@@ -227,7 +223,7 @@ def workers(_: Path) -> None:
 def overhead(_: Path) -> None:
     """Seconds that proposing, learning and recording take per evaluation, and Ray per task."""
     spec = spec_of("bench", PROBLEMS["Qwen3-32B"] | {"search": {"max_gpus": 16}})
-    problem, cards = spec.problem(), spec.cards()
+    problem, tariff = spec.problem(), tariff_of(spec)
     spent = [0.0]
 
     def watched(problem: Problem, strategy: Strategy, seed: int) -> Evaluation:
@@ -241,7 +237,7 @@ def overhead(_: Path) -> None:
         settings = Settings(demand_req_s=spec.traffic.rate_req_s)
         journal = Journal(Path(folder) / "journal", "bench")
         started_s = time.process_time()
-        study = Study(Space(problem), executor, lambda gpus: bill(gpus, cards).usd_per_h, settings, journal)
+        study = Study(Space(problem), executor, tariff, settings, journal)
         num = len(study.run().evaluations)
         took_s = time.process_time() - started_s
     print(f"| study beside its simulations | {1 - spent[0] / took_s:.0%} of {took_s:.1f} s of CPU, {num} evaluations |")
@@ -273,13 +269,9 @@ def machinery(_: Path) -> None:
 def _swept(judge: Evaluate | None, *, screen: bool) -> None:
     """Interrupted once and resumed: time, memory, what was ruled out; with a law, whether the front is the true one."""
     spec = spec_of("sweep", PROBLEMS["Qwen3-32B"] | {"search": {"max_gpus": 24}})
-    problem, cards = spec.problem(), spec.cards()
+    problem, tariff = spec.problem(), tariff_of(spec)
     space = Space(problem)
-
-    def cost_of(gpus: Mapping[str, int]) -> float:
-        return bill(gpus, cards).usd_per_h
-
-    table = Screen(space, cost_of)
+    table = Screen(space, tariff)
     law = judge or _law(table)
     with tempfile.TemporaryDirectory() as folder:
 
@@ -287,7 +279,7 @@ def _swept(judge: Evaluate | None, *, screen: bool) -> None:
             executor = LocalExecutor(problem, seed=0, evaluate=_stopping(law, stop_after))
             settings = Settings(sampler="exhaustive", demand_req_s=spec.traffic.rate_req_s, screen=screen)
             journal = Journal(Path(folder) / "journal", "sweep")
-            return Study(space, executor, cost_of, settings, journal, screen=table).run()
+            return Study(space, executor, tariff, settings, journal, screen=table).run()
 
         started_s = time.perf_counter()
         try:
@@ -297,7 +289,7 @@ def _swept(judge: Evaluate | None, *, screen: bool) -> None:
         found = study(None)
         took_s = time.perf_counter() - started_s
         journal_mb = (Path(folder) / "journal").stat().st_size / 1e6
-    costs = [bill(Strategy.parse(e.strategy).gpu_counts, cards).usd_per_h for e in found.evaluations]
+    costs = [tariff.usd_per_h(Strategy.parse(e.strategy)) for e in found.evaluations]
     goodput = [e.goodput_req_s for e in found.evaluations]
     front = {(goodput[i], costs[i]) for i in non_dominated(goodput, costs)}
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
@@ -307,7 +299,7 @@ def _swept(judge: Evaluate | None, *, screen: bool) -> None:
     )
     if judge is None:
         every = [law(problem, strategy, 0).goodput_req_s for strategy in space]
-        paid = [cost_of(strategy.gpu_counts) for strategy in space]
+        paid = [tariff.usd_per_h(strategy) for strategy in space]
         print(f"| front is the true one | {front == {(every[i], paid[i]) for i in non_dominated(every, paid)}} |")
 
 

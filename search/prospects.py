@@ -1,0 +1,186 @@
+"""What a study may evaluate next: the screen's rows that are still open, and what is learned about them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import ndtr
+
+from search.forecast import Features, Forecast, most_gain, shortfall
+from search.known import Known
+from search.screen import MARGIN, Rows, Screen
+from spaces.strategy import Strategy
+
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+HOPES = (1.0, 2.0, 3.0)  # standard deviations above the forecast that a strategy may prove to be, one after the other
+FILL = 16  # strategies that a generation of forecasts should have, so that no worker waits for another
+LEAST_GAIN_FRAC = 1e-6  # of the area: less is not worth an evaluation
+DEMAND_FRAC = 0.25  # of a forecast generation looks for less cost at the demand
+LEAST_CHANCE = 0.02  # that it carries the demand, for a cheaper strategy to be tried
+LEAST_SAVING_FRAC = 1e-5  # of the best cost, expected: less is not worth an evaluation
+NUM_CHEAPEST = 4  # choices of shapes whose counts are looked at closely
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hopeless:
+    """A strategy that its bound already puts behind a known one of no more cost: told to the sampler, not simulated."""
+
+    bound_req_s: float
+
+
+class Prospects:
+    """Rows of a screen's table by what they promise, given what is known. `screens`: rule out what its bound does."""
+
+    def __init__(self, screen: Screen, known: Known, *, screens: bool) -> None:
+        self.known, self._screens = known, screens
+        self._seen: list[IntArray] = []
+        self._shortfalls: list[FloatArray] = []
+        self._look_at(screen)
+
+    def _look_at(self, screen: Screen) -> None:
+        self.screen = screen
+        self.known.measure_by(screen)
+        self._row_of = {key: row for row, key in enumerate(screen.keys(screen.table).tolist())}
+        self._open = np.ones(len(screen.table), dtype=bool)  # neither known nor refused
+        self._features = Features(screen)
+        self._table_features = self._features.of(screen.table)
+        self._close(screen.rows(list(self.known.evaluations)))
+
+    def widen(self) -> bool:
+        """Look further, where nothing known carries the demand and nothing in sight is likely to; whether it helps."""
+        if self.screen.demand_req_s is None or math.isfinite(self.known.best_usd_per_h):
+            return False
+        rows = self._hopeful_rows()
+        if np.any(self._chance(self.screen.table.take(rows), *self._fitted().of(self._table_features[rows]))):
+            return False
+        wider = self.screen.widened()
+        if wider is not None:
+            self._look_at(wider)
+        return wider is not None
+
+    def learn(self, new: Sequence[Strategy]) -> None:
+        """Close the rows of strategies now known, and keep what they say about the rest."""
+        rows = self.screen.rows(new)
+        self._close(rows)
+        sound = np.array([self.known.evaluations[strategy].status != "failed" for strategy in new])
+        goodput = np.array([self.known.evaluations[strategy].goodput_req_s for strategy in new])
+        self._seen.append(self._features.of(rows)[sound])
+        self._shortfalls.append(shortfall(goodput, rows.bound_req_s)[sound])
+
+    def _close(self, rows: Rows) -> None:
+        for key in self.screen.keys(rows).tolist():
+            if key in self._row_of:
+                self._open[self._row_of[key]] = False
+
+    # ---- what is behind the front
+
+    def hopeful(self, strategies: Sequence[Strategy]) -> list[Strategy]:
+        """Those that their bound does not put behind the front."""
+        kept = self._ahead(self.screen.rows(strategies))
+        return [strategy for strategy, keep in zip(strategies, kept, strict=True) if keep]
+
+    def hopeless(self, strategy: Strategy) -> Hopeless | None:
+        """The bound of a strategy that it puts behind the front."""
+        if not self._screens:
+            return None
+        row = self.screen.rows([strategy])
+        behind = not self._ahead(row)[0]
+        return Hopeless(bound_req_s=min(float(row.bound_req_s[0]), self.screen.ceiling_req_s)) if behind else None
+
+    def _ahead(self, rows: Rows) -> NDArray[np.bool_]:
+        """Whether goodput at its margin, counted up to the ceiling, would add to the front."""
+        most = np.minimum(rows.bound_req_s * MARGIN, self.screen.ceiling_req_s)
+        within = rows.usd_per_h <= self.screen.most_usd_per_h
+        return np.asarray(within & (most > self.known.staircase().at(rows.usd_per_h)))
+
+    def _hopeful_rows(self) -> IntArray:
+        return np.flatnonzero(self._open & self._ahead(self.screen.table))
+
+    # ---- proposing
+
+    def unruled(self, room: int) -> list[Strategy]:
+        """Strategies of the table that the bound cannot rule out, those with the best bound for their cost first."""
+        rows, table = self._hopeful_rows(), self.screen.table
+        lead = table.bound_req_s[rows] / np.maximum(self.known.staircase().at(table.usd_per_h[rows]), 1e-12)
+        return self._take(rows[np.argsort(-lead, kind="stable")], room)
+
+    def forecast(self, room: int) -> list[Strategy]:
+        """What should carry the demand for less, and what should add most area, with ever higher hopes until `FILL`."""
+        if room < 1:
+            return []
+        rows, fitted = self._hopeful_rows(), self._fitted()
+        hopefuls = self.screen.table.take(rows)
+        mean, sd = fitted.of(self._table_features[rows])
+        chosen = self._cheaper(hopefuls, mean, sd, int(DEMAND_FRAC * room))
+        close = self._close_to_best(fitted, int(DEMAND_FRAC * room))
+        staircase, least = self.known.staircase(), LEAST_GAIN_FRAC * max(self.known.area(), 1e-12)
+        for hope in HOPES:
+            left = room - len(close) - len(chosen)
+            if room - left < min(FILL, room):
+                hoped = hopefuls.bound_req_s * np.minimum(np.exp(mean + hope * sd), MARGIN)
+                hoped = np.minimum(hoped, self.screen.ceiling_req_s)
+                hoped[chosen] = 0.0
+                chosen += most_gain(hoped, hopefuls.usd_per_h, staircase, room=left, least_gain=least)
+        return close + self._take(rows[list(dict.fromkeys(chosen))], room - len(close))
+
+    def _close_to_best(self, fitted: Forecast, room: int) -> list[Strategy]:
+        """Counts near those of the cheapest that carry the demand, and may cost less: a thinned table lacks them."""
+        found: list[Strategy] = []
+        for strategy in () if self.screen.is_complete else self.known.cheapest(NUM_CHEAPEST):
+            rows = self.screen.around(strategy)
+            rows = rows.take(rows.usd_per_h < self.known.best_usd_per_h)
+            strategies = [self.screen.strategy(rows, row) for row in range(len(rows))]
+            mean, sd = fitted.of(self._features.of(rows))
+            for row in self._cheaper(rows, mean, sd, len(rows)):
+                if len(found) < room and strategies[row] not in self.known and strategies[row] in self.screen.space:
+                    found.append(strategies[row])
+        return found
+
+    def beside(self, room: int) -> list[Strategy]:
+        """Unevaluated neighbours of the front's strategies that may be better than it, taken in turn."""
+        beside = (
+            self.screen.rounded(other)
+            for strategy in self.known.best_and_front(3)
+            for other in self.screen.space.neighbours(strategy)
+        )
+        new = (other for other in beside if other not in self.known and other in self.screen.space)
+        return self.hopeful(list(dict.fromkeys(islice(new, 8 * room))))[:room]
+
+    def _fitted(self) -> Forecast:
+        seen = np.concatenate(self._seen) if self._seen else self._table_features[:0]
+        return Forecast.fitted(self._features.sd, seen, np.concatenate([np.zeros(0), *self._shortfalls]))
+
+    def _cheaper(self, rows: Rows, mean: FloatArray, sd: FloatArray, room: int) -> list[int]:
+        """Up to `room` rows of most expected saving: cheaper than the best, and likely to carry the demand."""
+        if self.screen.demand_req_s is None or room < 1:
+            return []
+        best = min(self.known.best_usd_per_h, self.screen.most_usd_per_h)
+        saving = (best - rows.usd_per_h) * self._chance(rows, mean, sd)
+        order = np.argsort(-saving, kind="stable")[:room]
+        return [int(row) for row in order[saving[order] > LEAST_SAVING_FRAC * best]]
+
+    def _chance(self, rows: Rows, mean: FloatArray, sd: FloatArray) -> FloatArray:
+        """(n,) that these carry the demand; 0 where that is hardly worth a try."""
+        demand = self.screen.demand_req_s
+        assert demand is not None
+        with np.errstate(divide="ignore"):
+            chance = ndtr((np.log(rows.bound_req_s) + mean - math.log(demand)) / np.maximum(sd, 1e-9))
+        return np.where((rows.bound_req_s * MARGIN >= demand) & (chance >= LEAST_CHANCE), chance, 0.0)
+
+    def _take(self, rows: IntArray, room: int) -> list[Strategy]:
+        """The first `room` rows that are in the space, patterns included; others are closed."""
+        taken: list[Strategy] = []
+        for row in rows.tolist():
+            if len(taken) == room:
+                break
+            strategy = self.screen.strategy(self.screen.table, row)
+            self._open[row] = False
+            if strategy in self.screen.space and strategy not in self.known:
+                taken.append(strategy)
+        return taken
