@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import date
 from typing import TYPE_CHECKING
 
@@ -58,20 +59,23 @@ def money_of(spec: Spec, ledger: Ledger, *, today: date) -> Money:
         return Money(**common, elapsed_s=time.monotonic() - started_s)  # type: ignore[arg-type]
     carries = best.goodput_req_s >= ledger.demand_req_s
     startup_s = (spec.demand or DemandSpec.model_construct(startup_s=300.0)).startup_s
-    parts = {
-        "at_demand": unit_costs(ledger, best, ledger.demand_req_s),
-        "at_goodput": unit_costs(ledger, best, best.goodput_req_s),
-        "buy_or_rent": tuple(buy_or_rent(spec, ledger, best)),
-        "tipping_points": tipping_points(ledger, best) if carries else (),
-        "why_not": tuple(why_not(ledger, best, lambda: Space(ledger.problem))) if carries else (),
-        "demand": demand_plan(spec, book, ledger, best),
-        "resilience": resilience(ledger, best, startup_s),
-        "links": tuple(link_rows(spec, ledger)),
-        "link_break_even": link_break_even(ledger),
-        "classes": tuple(class_rows(spec, ledger, best)),
-    }
-    elapsed_s = time.monotonic() - started_s
-    return Money(**common, **parts, num_simulated=ledger.num_simulated, elapsed_s=elapsed_s)  # type: ignore[arg-type]
+    beside = ledger.apart()
+    with ThreadPoolExecutor(1) as thread:
+        tips = thread.submit(tipping_points, beside, best) if carries else None
+        parts = {
+            "at_demand": unit_costs(ledger, best, ledger.demand_req_s),
+            "at_goodput": unit_costs(ledger, best, best.goodput_req_s),
+            "buy_or_rent": tuple(buy_or_rent(spec, ledger, best)),
+            "why_not": tuple(why_not(ledger, best, lambda: Space(ledger.problem))) if carries else (),
+            "demand": demand_plan(spec, book, ledger, best),
+            "resilience": resilience(ledger, best, startup_s),
+            "links": tuple(link_rows(spec, ledger)),
+            "link_break_even": link_break_even(ledger),
+            "classes": tuple(class_rows(spec, ledger, best)),
+            "tipping_points": () if tips is None else tips.result(),
+        }
+    num, elapsed_s = ledger.num_simulated + beside.num_simulated, time.monotonic() - started_s
+    return Money(**common, **parts, num_simulated=num, elapsed_s=elapsed_s)  # type: ignore[arg-type]
 
 
 def unit_costs(ledger: Ledger, best: Offer, rate_req_s: float) -> UnitCosts:

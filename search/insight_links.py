@@ -135,8 +135,11 @@ def link_break_even(ledger: Ledger) -> LinkBreakEven | None:
         return _found(one, within, None, 0.0, verdict)
     now = ledger.network_bytes_per_s(two.strategy)
 
+    as_good_req_s = _worth(one) * two.usd_per_h
+
     def wins(factor: float) -> bool:
-        return _goodput(ledger, two, now * factor) / two.usd_per_h > _worth(one)
+        rate = now * factor
+        return ledger.probe(two.strategy, rate_req_s=as_good_req_s, network_bytes_per_s=rate).excess <= 1.0
 
     named = f"{two.strategy} over the network"
     if not wins(FASTEST):
@@ -187,8 +190,13 @@ def _best_over_network(ledger: Ledger) -> Offer | None:
 
 def _best(ledger: Ledger, offers: Iterable[Offer]) -> Offer | None:
     """The cheapest that carries the demand, else the one with most goodput per money."""
-    known = list(offers)
-    return best_offer(known, ledger.demand_req_s) or max(known, key=_worth, default=None)
+    strategies = [offer.strategy for offer in offers]
+
+    def chosen() -> Offer | None:
+        known = [offer for strategy in strategies if (offer := ledger.offer(strategy)) is not None]
+        return best_offer(known, ledger.demand_req_s) or max(known, key=_worth, default=None)
+
+    return ledger.confirmed(chosen)
 
 
 def _goodput(ledger: Ledger, offer: Offer, bytes_per_s: float | None) -> float:

@@ -7,13 +7,14 @@ it cost.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from estimator.goodput import Probe, probe
 from estimator.outcome import Infeasible
 from estimator.system import Disaggregated, System
 from estimator.workload import Workload
+from search.confirming import to_confirm
 from search.evaluate import Evaluate, evaluate
 from search.evaluation import Evaluation
 from search.offer import Offer, best_offer
@@ -71,6 +72,28 @@ class Ledger:
             offer = self.offer(strategy)
             if offer is not None:
                 yield offer
+
+    def confirmed(self, choose: Callable[[], Offer | None]) -> Offer | None:
+        """What `choose` takes of the offers, once it rests on full effort."""
+        while (chosen := choose()) is not None and chosen.evaluation.is_explored:
+            self.confirm(chosen.strategy)
+        return chosen
+
+    def settle(self) -> None:
+        """Confirm all that an answer to this demand at these prices rests on (`search.confirming`)."""
+        while doubted := to_confirm(list(self.offers()), self.demand_req_s):
+            for strategy in doubted:
+                self.confirm(strategy)
+
+    def confirm(self, strategy: Strategy) -> None:
+        """Evaluate a strategy that is only explored at full effort."""
+        self.known[strategy] = self.evaluate_with(self.problem, strategy, self.seed)
+        self._offers.pop(strategy, None)
+        self.num_simulated += 1
+
+    def apart(self) -> Ledger:
+        """The same evaluations, for another thread: what either learns from here on it learns alone."""
+        return replace(self, known=dict(self.known), num_simulated=0, _offers=dict(self._offers), _beyond={})
 
     def best(self) -> Offer | None:
         """What is recommended: the strategy set so, else the cheapest that carries the demand."""

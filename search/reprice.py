@@ -121,4 +121,5 @@ def offer_json(offer: Offer | None) -> dict[str, Any] | None:
         "goodput_req_s": offer.goodput_req_s,
         "usd_per_h": offer.usd_per_h,
         "binding_limit": offer.evaluation.binding_limit,
+        "is_explored": offer.evaluation.is_explored,
     }

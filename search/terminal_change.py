@@ -38,6 +38,10 @@ def print_repriced(found: Repriced, console: Console) -> None:
     print_front(found.front, found.after, found.currency, console)
     for warning in old_card_warnings((card for _, card in found.changed.values()), datetime.now(UTC).date()):
         console.print(f"Warning: {warning}", style="yellow", highlight=False, markup=False)
+    if found.after is not None and found.after.evaluation.is_explored:
+        at = found.after.evaluation
+        said = f"{at.strategy} was found on few requests, {at.low_req_s:.3g} to {at.high_req_s:.3g} req/s"
+        console.print(f"{said}: confirm it with `bestserve goodput`.", highlight=False)
     console.print(f"{found.num_evaluations} evaluations ranked again, none simulated.", style="dim", highlight=False)
 
 

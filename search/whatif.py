@@ -2,10 +2,12 @@
 
 | change | simulated again |
 |---|---|
-| prices, ownership, demand curve, penalty | nothing (a penalty's misses aside) |
+| prices, ownership, demand curve, penalty | a penalty's misses |
 | request rate | nothing: goodput does not depend on the demand |
 | link | disaggregated strategies that hand over on the network: the best of them, a bounded set |
 | lengths, targets, arrivals, classes | the front and its rivals, then a small study from there |
+
+Besides, what the run had only explored on few requests is confirmed where the new answer rests on it.
 """
 
 from __future__ import annotations
@@ -95,6 +97,7 @@ def whatif(folder: Path, sets: list[str]) -> WhatIf:
     else:
         for strategy in asked:
             ledger.evaluation(strategy)
+    ledger.settle()
     told_before, told_after = _told(spec, old, changes), _told(after_spec, ledger, changes)
     return WhatIf(
         changes=tuple(changes),
