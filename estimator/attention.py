@@ -9,13 +9,15 @@
 | b | a·pad_tokens + (io bytes + kv_passes·new keys and values)/(bandwidth·η_m) | s per token |
 | c(n) | G·‖ 2d·bytes/(bandwidth·η_m(n·G)), rows·2d/(peak·η_c) ‖ | s per cached token |
 | launch(n) | launch + n·block_tokens·c(n) + n·io bytes/(bandwidth·η_m) | s |
+| fill | fill_s·‖1, fill_bytes/bytes of the cache‖⁻¹: blocks come to work one after another until the GPU is full | s |
 
 Prefill with few (row block, head) pairs leaves SMs empty: a step of T tokens takes a·pairs·‖1, thin_tokens/T‖₂, where
 thin_tokens = fill_waves·SMs·128/H. Where the cost must not depend on the pairs, the pairs of one prompt of T stand in.
 
 H query heads, G key-value heads and their dims per GPU; d sums the dims of keys and values per head. η_m(x) falls where
 few (sequence, head) blocks x share the GPU: η_m·‖1, split_half/x‖⁻¹. `peak` is always the bf16 peak: η_c
-passes 1 where an engine multiplies in fp8.
+passes 1 where an engine multiplies in fp8. The fill bends with the cache; a step takes its chord between `CHORD_TOKENS`
+a sequence.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ from estimator.roofline import ACTIVATION_BYTES, Bounds, FloatArray, cached_frac
 
 ROW_BLOCK = 128.0  # query rows that one block of a prefill kernel takes
 SHARPNESS = 4.0  # exponent where two bounds of a decode kernel meet
+CHORD_TOKENS = (1024.0, 4096.0)  # contexts between which a straight line stands for a decode kernel's fill
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,12 +55,14 @@ class PrefillLine:
 class DecodeLine:
     """Decode attention of n sequences holding S cached tokens: launch[n] + s_per_cached_token[n] · S, s.
 
-    With a window S counts the tokens inside, and every token outside costs `outside_frac` of one.
+    With a window S counts the tokens inside, and every token outside costs `outside_frac` of one. `s_per_held_token`:
+    of every cached token besides, inside or outside.
     """
 
     launch_s: FloatArray
     s_per_cached_token: FloatArray
     outside_frac: float = 0.0
+    s_per_held_token: FloatArray | float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,7 +135,8 @@ class PrefillCurve:
 class DecodeCurve:
     """Decode attention; symbols in the module's docstring. `row_tile`: query rows a block multiplies at least.
 
-    `outside_frac`: what a cached token outside a window costs of one inside, in kernels that walk over them.
+    `outside_frac`: what a cached token outside a window costs of one inside, in kernels that walk over them. A query
+    head alone with its keys and values may have a kernel of its own: `lone_s` more, at `lone_frac` of the rate.
 
     Benchmarks find a cache of up to `cache_bytes` in the L2 cache, at `cache_frac` of the memory bandwidth; serving,
     which reads other layers in between, does not.
@@ -143,6 +149,10 @@ class DecodeCurve:
     row_tile: float = 16.0
     block_tokens: float = 64.0
     outside_frac: float = 0.0
+    fill_s: float = 0.0
+    fill_bytes: float = 40e6
+    lone_s: float = 0.0
+    lone_frac: float = 1.0
     cache_bytes: float = 0.0
     cache_frac: float = 1.5
 
@@ -154,30 +164,61 @@ class DecodeCurve:
         "row_tile": (1.0, 128.0),
         "block_tokens": (0.0, 1024.0),
         "outside_frac": (0.0, 1.0),
+        "fill_s": (0.0, 60e-6),
+        "fill_bytes": (1e6, 200e6),
+        "lone_s": (0.0, 30e-6),
+        "lone_frac": (0.3, 2.0),
         "cache_bytes": (0.0, 200e6),
         "cache_frac": (1.05, 8.0),
     }
 
     def line(self, gpu: Gpu, num_seqs: FloatArray, shape: HeadShape) -> DecodeLine:
         """Arrays of the broadcast shape of num_seqs and the heads."""
-        bandwidth = gpu.bandwidth_bytes_per_s * self.memory_frac
+        line = self._line(gpu, num_seqs, shape, self.memory_frac)
+        low, high = (np.maximum(num_seqs, 1.0) * tokens for tokens in CHORD_TOKENS)
+        filled_s = self._fill_s(low, shape)
+        slope = (self._fill_s(high, shape) - filled_s) / (high - low)
+        return replace(line, launch_s=line.launch_s + filled_s - slope * low, s_per_held_token=slope)
+
+    def measured_s(
+        self,
+        gpu: Gpu,
+        num_seqs: FloatArray,
+        cached_tokens: FloatArray,
+        shape: HeadShape,
+        outside_tokens: FloatArray | float = 0.0,
+    ) -> FloatArray:
+        """Of num_seqs sequences that hold `cached_tokens` together, `outside_tokens` of them outside a window.
+
+        As a benchmark measures it: small caches stay in L2, and the fill bends.
+        """
+        read = cached_tokens - (1.0 - self.outside_frac) * outside_tokens
+        near = cached_frac(read * shape.num_kv_heads * shape.kv_bytes, self.cache_bytes)
+        cold = self._line(gpu, num_seqs, shape, self.memory_frac)
+        warm = self._line(gpu, num_seqs, shape, self.cache_frac)
+        cold_s = cold.launch_s + cold.s_per_cached_token * read
+        warm_s = warm.launch_s + warm.s_per_cached_token * read
+        return np.asarray(cold_s + near * (warm_s - cold_s) + self._fill_s(cached_tokens, shape))
+
+    def _line(self, gpu: Gpu, num_seqs: FloatArray, shape: HeadShape, memory_frac: float) -> DecodeLine:
+        """Launch and cached tokens, without the fill."""
+        lone = np.asarray(shape.num_heads) == np.asarray(shape.num_kv_heads)
+        rate = np.where(lone, self.lone_frac, 1.0)
+        bandwidth = gpu.bandwidth_bytes_per_s * memory_frac * rate
         rows = softmax_norm(SHARPNESS, np.asarray(shape.num_heads / shape.num_kv_heads), np.asarray(self.row_tile))
         blocks = np.maximum(num_seqs, 1.0) * shape.num_kv_heads
         spread = softmax_norm(SHARPNESS, np.ones_like(blocks), self.split_half / blocks)
         full_s = shape.num_kv_heads * shape.kv_bytes / bandwidth
-        compute_s = shape.num_kv_heads * 2.0 * rows * shape.dims / (gpu.peak_flop_per_s("bf16") * self.compute_frac)
+        peak = gpu.peak_flop_per_s("bf16") * self.compute_frac * rate
+        compute_s = shape.num_kv_heads * 2.0 * rows * shape.dims / peak
         s_per_cached_token = softmax_norm(SHARPNESS, full_s * spread, compute_s + 0.0 * blocks)
         per_seq_s = self.block_tokens * np.maximum(full_s, compute_s) + shape.io_bytes / bandwidth
         return DecodeLine(
-            launch_s=self.launch_s + num_seqs * per_seq_s,
+            launch_s=self.launch_s + lone * self.lone_s + num_seqs * per_seq_s,
             s_per_cached_token=s_per_cached_token,
             outside_frac=self.outside_frac,
         )
 
-    def measured_s(self, gpu: Gpu, num_seqs: FloatArray, cached_tokens: FloatArray, shape: HeadShape) -> FloatArray:
-        """`cached_tokens` held by num_seqs sequences together, as a benchmark measures it: small caches stay in L2."""
-        near = cached_frac(cached_tokens * shape.num_kv_heads * shape.kv_bytes, self.cache_bytes)
-        cold = self.line(gpu, num_seqs, shape)
-        warm = replace(self, memory_frac=self.cache_frac).line(gpu, num_seqs, shape)
-        cold_s = cold.launch_s + cold.s_per_cached_token * cached_tokens
-        return np.asarray(cold_s + near * (warm.launch_s + warm.s_per_cached_token * cached_tokens - cold_s))
+    def _fill_s(self, cached_tokens: FloatArray, shape: HeadShape) -> FloatArray:
+        filled = cached_tokens * shape.num_kv_heads * shape.kv_bytes / self.fill_bytes
+        return np.asarray(self.fill_s * filled / softmax_norm(SHARPNESS, np.ones_like(filled), filled))

@@ -1,9 +1,10 @@
 """Fit the operator curves to measured operators: `python -m estimator.calibrate MEASURED_DIR [KIND ...]`.
 
-Bounded least squares on log(predicted/measured) with a soft-L1 loss: a doubled and a halved time weigh alike, outliers
-little. Every group is fitted from the curve's defaults, with and without a cache, and from the last fit of the same
-kind, engine and format; the best one stays. `held out`: the error on a quarter of the group's shapes after a second fit
-without them, from the defaults. One JSON card per GPU holds every curve with its residuals, rows, version and source.
+Bounded least squares on log(predicted/measured) with a Cauchy loss: a doubled and a halved time weigh alike, a kernel
+that is mistuned for some shapes hardly. Every group is fitted from the curve's defaults, with and without a cache, from
+the curve in its card, and from the last fit of the same kind, engine and format; the best one stays. `held out`: the
+error on a quarter of the group's shapes after a second fit without them, from the defaults. One JSON card per GPU holds
+every curve with its residuals, rows, version and source.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
 from estimator.calibrate_groups import Group
-from estimator.calibrate_report import print_summary, write_summary
+from estimator.calibrate_report import card_entries, print_summary, write_summary
 from estimator.calibrate_tables import measured_groups
 from estimator.roofline import FloatArray
 
@@ -30,8 +31,10 @@ DATE = "2026-08"
 CARDS_DIR = Path(__file__).parent / "catalogue" / "operators"
 FIT_ROWS = 2000  # of a group enter the fit; its error is that over all rows drawn
 HELD_OUT_FRAC = 0.25  # of the shapes
-SOFT_FRAC = 0.1  # residual from which on the loss grows linearly
+SOFT_FRAC = 0.1  # residual from which on the loss grows with its logarithm
 MOST_EVALUATIONS = 30
+ONE_SHOT_BYTES = tuple(1.5 * 2**power for power in range(16, 23))  # between the sizes measured
+START_FRAC = 0.3  # of its bound, where a parameter that may be absent starts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,11 +65,14 @@ def fit_group(group: Group, starts: Iterable[Any] = ()) -> Fit:
 
 
 def _default_starts(group: Group) -> list[Any]:
-    """The defaults, and where benchmarks may have found data in cache, the defaults with half the largest cache."""
-    default = group.curve()
-    if "cache_bytes" not in group.curve.BOUNDS:
-        return [default]
-    return [default, replace(default, cache_bytes=0.5 * group.curve.BOUNDS["cache_bytes"][1])]
+    """The defaults; with a cache where benchmarks may have found data, with a fill; every limit of one-shot buffers."""
+    starts, bounds = [group.default], group.curve.BOUNDS
+    for names in (("cache_bytes",), ("cache_bytes", "fill_s")):
+        if names[-1] in bounds and names[-1] not in group.fixed:
+            starts.append(replace(starts[0], **{name: START_FRAC * bounds[name][1] for name in names}))
+    if "one_shot_bytes" in bounds:
+        starts += [replace(starts[0], one_shot_bytes=most) for most in ONE_SHOT_BYTES]
+    return starts
 
 
 def _held_out_error(group: Group) -> float | None:
@@ -93,13 +99,13 @@ def _search(group: Group, start: Any) -> tuple[float, Any]:
     low = np.array([group.curve.BOUNDS[name][0] for name in names])
     high = np.array([group.curve.BOUNDS[name][1] for name in names])
     position = np.array([float(getattr(start, name)) for name in names])
-    if start.launch_s == group.curve().launch_s:
+    if "launch_s" in names and start.launch_s == group.default.launch_s:
         position[names.index("launch_s")] = 0.8 * float(group.latency_s.min())
     position = np.clip((position - low) / (high - low), 1e-4, 1.0 - 1e-4)
     latency_s = group.latency_s
 
     def curve_at(scaled: FloatArray) -> Any:
-        return group.curve(**dict(zip(names, (low + scaled * (high - low)).tolist(), strict=True)))
+        return replace(group.default, **dict(zip(names, (low + scaled * (high - low)).tolist(), strict=True)))
 
     def residuals(scaled: FloatArray) -> FloatArray:
         return np.asarray(np.log(group.predict(curve_at(scaled)) / latency_s))
@@ -108,7 +114,7 @@ def _search(group: Group, start: Any) -> tuple[float, Any]:
         residuals,
         position,
         bounds=(0.0, 1.0),
-        loss="soft_l1",
+        loss="cauchy",
         f_scale=SOFT_FRAC,
         diff_step=[1e-4],
         ftol=1e-4,
@@ -129,9 +135,16 @@ def fit_operators(measured_dir: Path, out_dir: Path = CARDS_DIR, kinds: Iterable
     chosen = frozenset(kinds)
     cards: dict[str, list[dict[str, Any]]] = {}
     last: dict[tuple[str, str, str], Any] = {}
+    standing = {
+        (gpu, entry["kind"], entry["engine"], entry["dtype"]): entry["parameters"]
+        for gpu, entry in card_entries(out_dir)
+    }
     for group in measured_groups(measured_dir, chosen):
         key = (group.kind, group.engine, group.dtype)
-        fit = fit_group(group, [last[key]] if key in last else [])
+        starts = [last[key]] if key in last else []
+        if (group.gpu.name, *key) in standing:
+            starts.append(group.curve(**standing[group.gpu.name, *key]))
+        fit = fit_group(group, starts)
         last[key] = fit.curve
         entry = _entry(group, fit)
         print(_line(group.gpu.name, entry), flush=True)

@@ -16,6 +16,7 @@ from estimator.calibrate_groups import (
     NUMBER_BYTES,
     Group,
     Rows,
+    beyond_host,
     by_columns,
     group_of,
     newest_rows,
@@ -36,6 +37,8 @@ MOST_HEADS = 64
 MOST_GROUP = 16  # query heads per key/value head of grouped models (Llama-3.1-405B, Qwen3-235B)
 HEADS = ("num_heads", "num_key_value_heads", "head_dim")
 NO_WINDOW = frozenset(("outside_frac",))
+LATENT_LAUNCH = {"launch_s": 14e-6}  # of latent kernels in the tables that a graph launched, where the host hides it
+ONE_LATENT = NO_WINDOW | {"lone_s", "lone_frac"}  # all heads share it
 
 
 def _windowed(table: pd.DataFrame) -> pd.DataFrame:
@@ -110,8 +113,8 @@ def _decode_s(curve: DecodeCurve, gpu: Gpu, x: Rows, heads: HeadShape) -> FloatA
     cached = x["step"] + 1.0
     window = x.get("window_size", 0.0 * cached)
     outside = np.where(window > 0, np.maximum(cached - window, 0.0), 0.0)
-    cached = cached - (1.0 - curve.outside_frac) * outside
-    return curve.measured_s(gpu, x["batch_size"], x["batch_size"] * cached, heads)
+    num_seqs = x["batch_size"]
+    return curve.measured_s(gpu, num_seqs, num_seqs * cached, heads, num_seqs * outside)
 
 
 def latent(folder: Path) -> Iterator[Group]:
@@ -133,8 +136,12 @@ def latent(folder: Path) -> Iterator[Group]:
 
             curve = PrefillCurve if expanded else DecodeCurve
             newest = newest_rows(rows, HOST_BOUND_S["latent"])
-            fixed = frozenset[str]() if expanded else NO_WINDOW
-            yield from group_of(kind, dtype, newest, curve, predict, shape=("num_heads",), fixed=fixed)
+            fixed = frozenset[str]() if expanded else ONE_LATENT
+            given = {}
+            if newest.empty:
+                newest = beyond_host(newest_rows(rows), "isl" if expanded else "step")
+                given = LATENT_LAUNCH | ({} if expanded else {"fill_s": 0.0, "fill_bytes": 40e6})
+            yield from group_of(kind, dtype, newest, curve, predict, shape=("num_heads",), fixed=fixed, given=given)
 
 
 def index(folder: Path) -> Iterator[Group]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -31,7 +31,7 @@ class Group:
     """Rows that one curve describes: `predict(curve)` gives seconds beside `latency_s`, shape (num_rows,).
 
     `shape`: columns whose values make a shape; a held-out shape has no row in the fit. `fixed`: parameters that these
-    rows say nothing about.
+    rows say nothing about, at their defaults or, where `given`, at what other tables say.
     """
 
     kind: str
@@ -45,6 +45,12 @@ class Group:
     model: Predict
     shape: tuple[str, ...] = ()
     fixed: frozenset[str] = frozenset()
+    given: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def default(self) -> Any:
+        """The curve that is known without these rows."""
+        return self.curve(**self.given)
 
     @property
     def latency_s(self) -> FloatArray:
@@ -77,6 +83,16 @@ def newest_rows(table: pd.DataFrame, host_bound_s: float = math.inf) -> pd.DataF
     return table.iloc[:0]
 
 
+def beyond_host(rows: pd.DataFrame, length: str) -> pd.DataFrame:
+    """Rows of a table that the host launched which it does not bind: they and all longer ones take twice its fastest.
+
+    Such rows say nothing about the kernel's launch.
+    """
+    longest_first = rows.sort_values(length, ascending=False)
+    least = longest_first.groupby(["num_heads", "batch_size"], observed=True)["latency_us"].cummin()
+    return longest_first[least >= 2.0 * rows["latency_us"].quantile(0.05)]
+
+
 def group_of(  # noqa: PLR0913  a group has this many sides
     kind: str,
     dtype: str,
@@ -87,6 +103,7 @@ def group_of(  # noqa: PLR0913  a group has this many sides
     shape: tuple[str, ...] = (),
     prepare: Callable[[Rows], Rows] | None = None,
     fixed: frozenset[str] = frozenset(),
+    given: Mapping[str, float] | None = None,
 ) -> Iterator[Group]:
     """The group of one (GPU, engine, dtype); nothing where too few rows are left. `prepare` adds columns once."""
     table = table[(table["latency_us"] > 0) & table.select_dtypes("number").notna().all(axis="columns")]
@@ -106,7 +123,8 @@ def group_of(  # noqa: PLR0913  a group has this many sides
         rows={**rows, **prepare(rows)} if prepare else rows,
         model=model,
         shape=shape,
-        fixed=fixed,
+        fixed=fixed | frozenset(given or {}),
+        given=given or {},
     )
 
 

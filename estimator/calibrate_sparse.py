@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 
 from estimator.attention import DecodeCurve, PrefillCurve
+from estimator.calibrate_attention import ONE_LATENT
 from estimator.calibrate_groups import (
     HOST_BOUND_S,
     KV_DTYPES,
@@ -44,7 +45,12 @@ from estimator.work import Elementwise, Gemm
 MODEL = "deepseek-ai/DeepSeek-V3.2"
 TOP_K = 2048
 SHORTEST_TOKENS = 4096
-NOT_MEASURED = frozenset(("outside_frac", "cache_bytes", "cache_frac"))  # one length of context, far beyond a cache
+NOT_MEASURED = ONE_LATENT | {
+    "fill_s",
+    "fill_bytes",
+    "cache_bytes",
+    "cache_frac",
+}  # one length of context
 MODULE = frozenset(
     ["qkv_down", "latent_norm", "q_up", "kv_up", "rope", "kv_write", "index_query", "index_key", "attention_out"]
 )  # the operators of the module beside the kernel fitted here

@@ -58,7 +58,7 @@ def measured_groups(measured_dir: Path, kinds: frozenset[str] = frozenset()) -> 
         delta_nets: {"delta_net_context", "delta_net_generation"},
         collectives: {"all_reduce"},
         nccl: {"all_reduce", "all_gather", "all_to_all"},
-        deepep: {"all_to_all"},
+        deepep: {"dispatch", "combine"},
     }
     for read, read_kinds in readers.items():
         if not kinds or kinds & read_kinds:

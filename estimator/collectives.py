@@ -2,7 +2,8 @@
 
     all-reduce, gather, exchange:  t = launch + min( one-shot, extra + two-shot )
     one-shot: each GPU reads what it needs from every peer in one pass; small messages
-    two-shot: reduce-scatter then all-gather, or a pipelined ring; more steps, fewer bytes
+    two-shot: reduce-scatter then all-gather, or a pipelined ring; more steps, fewer bytes; the only way beyond the
+              `one_shot_bytes` that an engine has buffers for
 
 | symbol | meaning |
 |---|---|
@@ -23,7 +24,8 @@ import numpy as np
 from estimator.hardware import Gpu
 from estimator.roofline import Bounds, FloatArray
 
-CollectiveKind = Literal["all_reduce", "all_gather", "all_to_all"]
+ExchangeWay = Literal["dispatch", "combine"]  # tokens to their experts, and back
+CollectiveKind = Literal["all_reduce", "all_gather", "all_to_all"] | ExchangeWay
 NETWORK_LAUNCH_S = 15e-6  # RDMA round trip and proxy thread of NCCL between nodes; an estimate, not measured
 
 
@@ -51,12 +53,14 @@ class LinkCurve:
     one_shot_frac: float = 0.3
     extra_s: float = 10e-6
     two_shot_frac: float = 0.7
+    one_shot_bytes: float = 1e9
 
     BOUNDS: ClassVar[Bounds] = {
         "launch_s": (1e-6, 80e-6),
         "one_shot_frac": (0.005, 1.5),
         "extra_s": (0.0, 400e-6),
         "two_shot_frac": (0.01, 1.2),
+        "one_shot_bytes": (0.0, 1e9),
     }
 
     def seconds(self, gpu: Gpu, kind: CollectiveKind, num_bytes: FloatArray, num_gpus: int) -> FloatArray:
@@ -65,7 +69,8 @@ class LinkCurve:
         once, twice = wire_bytes(kind, num_bytes, num_gpus)
         one_shot_s = once / (rate * self.one_shot_frac)
         two_shot_s = self.extra_s + twice / (rate * self.two_shot_frac)
-        return np.asarray(self.launch_s + np.minimum(one_shot_s, two_shot_s))
+        faster_s = np.minimum(one_shot_s, two_shot_s)
+        return np.asarray(self.launch_s + np.where(num_bytes > self.one_shot_bytes, two_shot_s, faster_s))
 
 
 def network_seconds(gpu: Gpu, kind: CollectiveKind, num_bytes: FloatArray, num_gpus: int) -> FloatArray:

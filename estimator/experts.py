@@ -196,16 +196,7 @@ class ExpertCurve:
 
     def seconds(self, gpu: Gpu, load: ExpertLoad, layer: ExpertLayer, dtype: str) -> FloatArray:
         """Shape of the load: s per call in serving."""
-        bandwidth = gpu.bandwidth_bytes_per_s
-        wide = load.tokens / (load.tokens + layer.experts_per_gpu)
-        products_s = self._product_s(gpu, load, 2.0 * layer.intermediate, layer.hidden, dtype, wide=wide)
-        products_s = products_s + self._product_s(gpu, load, layer.hidden, layer.intermediate, dtype, wide=wide)
-        pairs = load.tokens * layer.top_k
-        local_bytes = load.rows * ACTIVATION_BYTES * (2.0 * layer.hidden + 3.0 * layer.intermediate)
-        moved_s = local_bytes / self.local_frac + pairs * ACTIVATION_BYTES * layer.hidden / self.routing_frac
-        moved_s = (moved_s + self.fill_bytes * wide) / bandwidth
-        fixed_s = self.launch_s + self.expert_s * layer.experts_per_gpu + self.pair_s * pairs
-        return np.asarray(fixed_s + moved_s + products_s)
+        return self._seconds(gpu, load, layer, dtype, self._loops_s(gpu, load, layer, dtype))
 
     def measured_s(self, gpu: Gpu, load: ExpertLoad, layer: ExpertLayer, dtype: str) -> FloatArray:
         """The same as a benchmark measures it: small layers stay in the L2 cache between repeats."""
@@ -214,22 +205,47 @@ class ExpertCurve:
         fracs = (self.memory_frac, self.local_frac, self.routing_frac)
         memory, local, routing = (self.cache_gain * frac for frac in fracs)
         warm = replace(self, memory_frac=memory, local_frac=local, routing_frac=routing)
-        seconds = self.seconds(gpu, load, layer, dtype)
-        return np.asarray(seconds + near * (warm.seconds(gpu, load, layer, dtype) - seconds))
+        loops_s = self._loops_s(gpu, load, layer, dtype)
+        seconds = self._seconds(gpu, load, layer, dtype, loops_s)
+        return np.asarray(seconds + near * (warm._seconds(gpu, load, layer, dtype, loops_s) - seconds))
 
-    def _product_s(
-        self, gpu: Gpu, load: ExpertLoad, n: FloatArray | float, k: FloatArray | float, dtype: str, *, wide: FloatArray
+    def _seconds(
+        self, gpu: Gpu, load: ExpertLoad, layer: ExpertLayer, dtype: str, loops_s: tuple[FloatArray, FloatArray]
     ) -> FloatArray:
-        """One grouped product with n columns per expert, over k."""
-        n, k = np.broadcast_to(n, load.rows.shape), np.broadcast_to(k, load.rows.shape)
+        """Given what the SMs take for both products."""
+        wide = load.tokens / (load.tokens + layer.experts_per_gpu)
+        products_s = np.zeros_like(load.rows)
+        for (n, k), loop_s in zip(_products(load, layer), loops_s, strict=True):
+            weights = load.touched * n * k * WEIGHT_BYTES[dtype]
+            num_bytes = weights + load.rows * (k * ACTIVATION_IN_BYTES[dtype] + n * ACTIVATION_BYTES)
+            memory_s = num_bytes / (gpu.bandwidth_bytes_per_s * self.memory_frac)
+            chain_s = k * (self.k_step_s + self.k_wide_s * wide)
+            products_s = products_s + softmax_norm(self.exponent, loop_s, memory_s, np.asarray(chain_s))
+        pairs = load.tokens * layer.top_k
+        local_bytes = load.rows * ACTIVATION_BYTES * (2.0 * layer.hidden + 3.0 * layer.intermediate)
+        moved_s = local_bytes / self.local_frac + pairs * ACTIVATION_BYTES * layer.hidden / self.routing_frac
+        moved_s = (moved_s + self.fill_bytes * wide) / gpu.bandwidth_bytes_per_s
+        fixed_s = self.launch_s + self.expert_s * layer.experts_per_gpu + self.pair_s * pairs
+        return np.asarray(fixed_s + moved_s + products_s)
+
+    def _loops_s(self, gpu: Gpu, load: ExpertLoad, layer: ExpertLayer, dtype: str) -> tuple[FloatArray, FloatArray]:
+        """What the SMs take for both grouped products, shape of the load each."""
+        first, second = (self._loop_s(gpu, load, n, k, dtype) for n, k in _products(load, layer))
+        return first, second
+
+    def _loop_s(self, gpu: Gpu, load: ExpertLoad, n: FloatArray, k: FloatArray, dtype: str) -> FloatArray:
         rows, columns = TILE_ROWS[:, None], TILE_COLUMNS
         step = step_s(gpu, dtype, self, rows, columns, rows)
         tiles = load.tiles[:, :, None] * np.ceil(n[:, None, None] / columns)
         loop = waves_of(tiles, gpu.num_sms, self.wave_sharpness) * (k[:, None, None] + self.k_half) * step
         peak = gpu.peak_flop_per_s(COMPUTE_DTYPE[dtype]) * self.compute_frac
-        padding_s = 2.0 * self.pad_rows * load.touched * n * k / peak
-        weights = load.touched * n * k * WEIGHT_BYTES[dtype]
-        num_bytes = weights + load.rows * (k * ACTIVATION_IN_BYTES[dtype] + n * ACTIVATION_BYTES)
-        memory_s = num_bytes / (gpu.bandwidth_bytes_per_s * self.memory_frac)
-        chain_s = k * (self.k_step_s + self.k_wide_s * wide)
-        return softmax_norm(self.exponent, loop.min(axis=(1, 2)) + padding_s, memory_s, np.asarray(chain_s))
+        return np.asarray(loop.min(axis=(1, 2)) + 2.0 * self.pad_rows * load.touched * n * k / peak)
+
+
+def _products(
+    load: ExpertLoad, layer: ExpertLayer
+) -> tuple[tuple[FloatArray, FloatArray], tuple[FloatArray, FloatArray]]:
+    """(columns per expert, length) of both grouped products, shape of the load each."""
+    hidden = np.broadcast_to(layer.hidden, load.rows.shape)
+    intermediate = np.broadcast_to(layer.intermediate, load.rows.shape)
+    return (2.0 * intermediate, hidden), (hidden, intermediate)

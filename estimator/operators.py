@@ -409,8 +409,8 @@ def _moe_collectives(layout: _Layout, ffn: MoeFfn) -> list[Operator]:
     sent = layout.model.hidden_size * (1.0 if layout.dtypes.weight in ("fp8", "fp4") else ACTIVATION_BYTES)
     num_gpus = degrees.tp * degrees.dp
     operators: list[Operator] = [
-        AllToAll(name="dispatch", bytes_per_token=sent * copies, num_gpus=num_gpus),
-        AllToAll(name="combine", bytes_per_token=row * copies, num_gpus=num_gpus),
+        AllToAll(way="dispatch", bytes_per_token=sent * copies, num_gpus=num_gpus),
+        AllToAll(way="combine", bytes_per_token=row * copies, num_gpus=num_gpus),
     ]
     if degrees.tp > 1:
         operators.append(AllGather(name="gather_outputs", bytes_per_token=row / degrees.tp, num_gpus=degrees.tp))

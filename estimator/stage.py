@@ -118,6 +118,7 @@ class StepKernels:
         thin_s = prefill.thin_s(self.tokens, lines.window_tokens)
         self.prefill_launch_s = self.prefill_launch_s + count * (prefill.launch_s + thin_s)
         self.prefill_s_per_token += count * prefill.s_per_token
+        self.read_s_per_token = self.read_s_per_token + count * decode.s_per_held_token
         if lines.window_tokens:
             self.window_tokens = max(self.window_tokens, lines.window_tokens)
             inside_s = decode.s_per_cached_token * (1.0 - decode.outside_frac)
@@ -255,7 +256,7 @@ def token_s(
         case AllGather():
             return timing.all_gather_s(operator.bytes(tokens), operator.num_gpus)
         case AllToAll():
-            return timing.all_to_all_s(operator.bytes(tokens), operator.num_gpus)
+            return timing.exchange_s(operator.bytes(tokens), operator.num_gpus, operator.way)
         case StageTransfer():
             return timing.point_to_point_s(operator.bytes(tokens), across_nodes=False)
 

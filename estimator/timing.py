@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from estimator.attention import DecodeCurve, DecodeLine, PrefillCurve, PrefillLine
-from estimator.collectives import CollectiveKind, LinkCurve, link_bytes_per_s, network_seconds
+from estimator.collectives import CollectiveKind, ExchangeWay, LinkCurve, link_bytes_per_s, network_seconds
 from estimator.experts import ExpertCurve, ExpertLayer, expert_load, padded_load
 from estimator.hardware import Gpu
 from estimator.roofline import (
@@ -236,9 +236,10 @@ class OperatorTiming:
         """Gather to all of `num_gpus` of the `num_bytes` that each brings; reduce-scatter costs the same."""
         return self._collective("all_gather", num_bytes, num_gpus)
 
-    def all_to_all_s(self, num_bytes: ArrayLike, num_gpus: int) -> FloatArray:
-        """Exchange in which each GPU sends `num_bytes` in all, an equal part to each peer."""
-        return self._collective("all_to_all", num_bytes, num_gpus)
+    def exchange_s(self, num_bytes: ArrayLike, num_gpus: int, way: ExchangeWay) -> FloatArray:
+        """Exchange in which each GPU sends `num_bytes` in all, an equal part to each peer: DeepEP's kernels or NCCL."""
+        has_own = any(kind == way for kind, _ in self.curves)
+        return self._collective(way if has_own else "all_to_all", num_bytes, num_gpus)
 
     def point_to_point_s(self, num_bytes: ArrayLike, across_nodes: bool) -> FloatArray:
         """One GPU sends `num_bytes` to another, in its node or across nodes."""

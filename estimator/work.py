@@ -19,6 +19,7 @@ from typing import Literal, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from estimator.collectives import ExchangeWay
 from estimator.dtypes import ACTIVATION_BYTES, KV_BYTES, STATE_BYTES, WEIGHT_BYTES, KvDtype, WeightDtype
 
 Amount = TypeVar("Amount", float, NDArray[np.float64])
@@ -305,10 +306,15 @@ class AllGather:
 class AllToAll:
     """Dispatch of tokens to the GPUs of their experts, or the way back (combine)."""
 
-    name: str
+    way: ExchangeWay
     bytes_per_token: float
     num_gpus: int
     count: float = 1.0
+
+    @property
+    def name(self) -> str:
+        """That of its way."""
+        return self.way
 
     def bytes(self, tokens: Amount) -> Amount:
         """Sent by one GPU to all others together."""

@@ -25,6 +25,8 @@ NAMES = {
     "all_reduce": "all-reduce",
     "all_gather": "all-gather",
     "all_to_all": "all-to-all",
+    "dispatch": "tokens to their experts",
+    "combine": "tokens back from their experts",
 }
 
 

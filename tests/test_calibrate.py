@@ -13,7 +13,7 @@ import pytest
 
 from estimator.attention import DecodeCurve, HeadShape
 from estimator.calibrate import CARDS_DIR, fit_group, fit_operators
-from estimator.calibrate_groups import Group, Predict, Rows, version_key
+from estimator.calibrate_groups import Group, Predict, Rows, beyond_host, version_key
 from estimator.calibrate_modules import module_errors
 from estimator.calibrate_tables import measured_groups
 from estimator.catalogue.gpus import load_gpu
@@ -123,6 +123,28 @@ def test_attention_expert_and_link_fits_give_back_their_rows() -> None:
         assert fit_group(group).median_error_frac < 0.01, group.curve
 
 
+def test_rows_that_the_host_binds_are_left_out() -> None:
+    """With a host floor of 100 µs rows of 250 and 400 µs stay; a lone spike before shorter longer rows does not."""
+    rows = pd.DataFrame(
+        {
+            "num_heads": 16,
+            "batch_size": np.repeat([1, 64], 5),
+            "step": np.tile([127, 511, 2047, 8191, 32767], 2),
+            "latency_us": [100.0, 650.0, 101.0, 99.0, 250.0, 100.0, 102.0, 100.0, 400.0, 900.0],
+        }
+    )
+    kept = beyond_host(rows, "step").sort_values(["batch_size", "step"])
+    assert kept["latency_us"].tolist() == [250.0, 400.0, 900.0]
+
+
+def test_what_other_tables_say_is_taken_as_given() -> None:
+    """A launch that is given keeps its value, and the other parameters are those of a kernel with that launch."""
+    group = synthetic(GemmCurve(launch_s=14e-6, memory_frac=0.7), gemm, gemm_shapes(300))
+    fit = fit_group(replace(group, fixed=frozenset({"launch_s"}), given={"launch_s": 14e-6}))
+    assert fit.curve.launch_s == 14e-6
+    assert fit.curve.memory_frac == pytest.approx(0.7, rel=0.02)
+
+
 def test_newer_versions_sort_after_older_and_after_their_release_candidates() -> None:
     """1.3.0rc9 < 1.3.0rc10 < 1.3.0, and 0.5.9 < 0.5.14."""
     versions = ["1.3.0", "0.5.14", "1.3.0rc10", "0.5.9", "1.3.0rc9"]
@@ -222,7 +244,7 @@ def test_cards_hold_on_rows_they_were_not_fitted_on(shared: Path) -> None:
 @pytest.mark.slow
 def test_groups_hold_one_engine_version_and_positive_times(shared: Path) -> None:
     """Every group read from the tables has finite positive times, and a default curve that predicts finite ones."""
-    kinds = {"latent_context_attention", "index_generation", "delta_net_context", "all_reduce", "all_to_all"}
+    kinds = {"latent_context_attention", "index_generation", "delta_net_context", "all_reduce", "dispatch"}
     for group in measured_groups(shared / "measured", frozenset(kinds)):
         assert group.kind in kinds
         assert np.isfinite(group.latency_s).all()

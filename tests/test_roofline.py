@@ -9,8 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from estimator.attention import DecodeCurve, HeadShape
 from estimator.catalogue.gpus import gpu_names, load_gpu
 from estimator.catalogue.timing import ENGINES, load_timing
+from estimator.collectives import LinkCurve
 from estimator.errors import BestServeError
 from estimator.hardware import Gpu
 from estimator.roofline import FloatArray
@@ -52,7 +54,7 @@ def every_operator(timing: OperatorTiming, dtype: str, kv_dtype: str) -> dict[st
         "delta_net": timing.delta_net_generation(TOKENS, **state).launch_s,
         "all_reduce": timing.all_reduce_s(TOKENS * 8192, 4),
         "all_gather": timing.all_gather_s(TOKENS * 8192, 4),
-        "all_to_all": timing.all_to_all_s(TOKENS * 8192, 4),
+        "dispatch": timing.exchange_s(TOKENS * 8192, 4, "dispatch"),
     }
 
 
@@ -106,6 +108,63 @@ def test_decode_attention_reads_the_cache_near_bandwidth() -> None:
     line = timing.generation_attention([256.0], num_heads=32, num_kv_heads=8, head_dim=128, kv_dtype="bf16")
     rate = 2 * 8 * 128 * 2 / line.s_per_cached_token[0]
     assert 0.7 * 3.35e12 < rate < 3.35e12
+
+
+FILLING = DecodeCurve(fill_s=20e-6, fill_bytes=40e6, outside_frac=0.1)
+HEADS = HeadShape(num_heads=8.0, num_kv_heads=2.0, dims=256.0, kv_bytes=512.0, io_bytes=5120.0)
+
+
+@given(num_seqs=st.integers(1, 512), share=st.floats(0.0, 1.0))
+def test_a_step_takes_the_chord_of_a_fill(num_seqs: int, share: float) -> None:
+    """The line meets the bent curve at 1,024 and 4,096 tokens a sequence, lies below it between, above it outside."""
+    n = np.array([float(num_seqs)])
+    line = FILLING.line(load_gpu("h100_sxm"), n, HEADS)
+    for tokens in (1024.0, 4096.0, 1024.0 + 3072.0 * share, 512.0, 4096.0 * (1.0 + share)):
+        cached = n * tokens
+        straight = line.launch_s + (line.s_per_cached_token + line.s_per_held_token) * cached
+        bent = FILLING.measured_s(load_gpu("h100_sxm"), n, cached, HEADS)
+        side = np.sign((tokens - 1024.0) * (4096.0 - tokens))
+        assert ((bent - straight) * side >= -1e-12).all()
+        assert abs(bent - straight) <= (1e-12 if side == 0.0 else FILLING.fill_s)
+
+
+def test_a_fill_counts_tokens_outside_a_window_and_reading_a_tenth_of_them() -> None:
+    """Of 4,096 cached tokens 3,968 lie outside a window of 128: read as 128 + 397, filled as all 4,096."""
+    gpu, n = load_gpu("h100_sxm"), np.array([16.0])
+    windowed = FILLING.measured_s(gpu, n, n * 4096.0, HEADS, n * 3968.0)
+    dry = replace(FILLING, fill_s=0.0)
+    read = dry.measured_s(gpu, n, n * (128.0 + 396.8), HEADS)
+    filled = 16 * 4096 * 2 * 512 / 40e6
+    assert windowed - read == pytest.approx(20e-6 * filled / (1 + filled**4) ** 0.25)
+
+
+def test_a_head_alone_with_its_keys_has_a_kernel_of_its_own() -> None:
+    """Twice the launch and half the rate for one query head per key head; grouped heads do not notice."""
+    gpu, n = load_gpu("h100_sxm"), np.array([256.0])
+    curve = DecodeCurve(row_tile=1.0, launch_s=5e-6, lone_s=5e-6, lone_frac=0.5)
+    plain = replace(curve, lone_s=0.0, lone_frac=1.0)
+    alone = replace(HEADS, num_heads=2.0)
+    assert curve.line(gpu, n, HEADS).launch_s == plain.line(gpu, n, HEADS).launch_s
+    slow, quick = curve.line(gpu, n, alone), plain.line(gpu, n, alone)
+    assert slow.s_per_cached_token == pytest.approx(2.0 * quick.s_per_cached_token)
+    assert slow.launch_s - 1e-5 == pytest.approx(2.0 * (quick.launch_s - 5e-6))
+
+
+def test_messages_beyond_the_one_shot_buffers_take_two_shots() -> None:
+    """Up to 256 KiB one pass, 6 µs + 7·256 KiB over half the link; one byte more pays the second pass's 10 µs too."""
+    gpu = load_gpu("b200_sxm")
+    curve = LinkCurve(launch_s=6e-6, one_shot_frac=0.5, extra_s=10e-6, two_shot_frac=0.5, one_shot_bytes=262144.0)
+    within, beyond = curve.seconds(gpu, "all_reduce", np.array([262144.0, 262145.0]), 8)
+    rate = 0.5 * gpu.nvlink_bytes_per_s
+    assert within == pytest.approx(6e-6 + 7 * 262144 / rate)
+    assert beyond == pytest.approx(16e-6 + 1.75 * 262145 / rate)
+
+
+def test_tokens_go_to_their_experts_by_deepep_or_by_nccl() -> None:
+    """H100 has DeepEP's dispatch and combine, which differ; A100, where it was not measured, exchanges by NCCL."""
+    h100, a100 = (load_timing(load_gpu(name), "sglang") for name in ("h100_sxm", "a100_sxm"))
+    assert h100.exchange_s([1e6], 8, "dispatch") != h100.exchange_s([1e6], 8, "combine")
+    assert a100.exchange_s([1e6], 8, "dispatch") == a100.exchange_s([1e6], 8, "combine")
 
 
 def test_an_expert_layer_reads_only_the_experts_it_touches() -> None:

@@ -40,6 +40,8 @@ CURVES: Mapping[str, type[Any]] = {
     "all_reduce": LinkCurve,
     "all_gather": LinkCurve,
     "all_to_all": LinkCurve,
+    "dispatch": LinkCurve,
+    "combine": LinkCurve,
 }
 SISTER_DTYPES: Mapping[str, tuple[str, ...]] = {
     "fp8": ("fp8_block", "bf16"),
