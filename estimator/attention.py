@@ -16,8 +16,8 @@ thin_tokens = fill_waves·SMs·128/H. Where the cost must not depend on the pair
 
 H query heads, G key-value heads and their dims per GPU; d sums the dims of keys and values per head. η_m(x) falls where
 few (sequence, head) blocks x share the GPU: η_m·‖1, split_half/x‖⁻¹. `peak` is always the bf16 peak: η_c
-passes 1 where an engine multiplies in fp8. The fill bends with the cache; a step takes its chord between `CHORD_TOKENS`
-a sequence.
+passes 1 where an engine multiplies in fp8. The fill bends with the cache; a step takes the straight line nearest to it,
+in share of the kernel's time, over sequences of `STRAIGHT_TOKENS`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from estimator.roofline import ACTIVATION_BYTES, Bounds, FloatArray, cached_frac
 
 ROW_BLOCK = 128.0  # query rows that one block of a prefill kernel takes
 SHARPNESS = 4.0  # exponent where two bounds of a decode kernel meet
-CHORD_TOKENS = (1024.0, 4096.0)  # contexts between which a straight line stands for a decode kernel's fill
+STRAIGHT_TOKENS = 512.0 * 2.0 ** np.arange(7)  # contexts over which a straight line stands for a decode kernel's fill
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,10 +175,16 @@ class DecodeCurve:
     def line(self, gpu: Gpu, num_seqs: FloatArray, shape: HeadShape) -> DecodeLine:
         """Arrays of the broadcast shape of num_seqs and the heads."""
         line = self._line(gpu, num_seqs, shape, self.memory_frac)
-        low, high = (np.maximum(num_seqs, 1.0) * tokens for tokens in CHORD_TOKENS)
-        filled_s = self._fill_s(low, shape)
-        slope = (self._fill_s(high, shape) - filled_s) / (high - low)
-        return replace(line, launch_s=line.launch_s + filled_s - slope * low, s_per_held_token=slope)
+        if self.fill_s == 0.0:
+            return line
+        cached = np.maximum(num_seqs, 1.0)[..., None] * STRAIGHT_TOKENS
+        filled_s = self._fill_s(cached, shape)
+        weight = (line.launch_s[..., None] + line.s_per_cached_token[..., None] * cached + filled_s) ** -2.0
+        weight = weight / weight.sum(axis=-1, keepdims=True)
+        middle, filled = (weight * cached).sum(axis=-1), (weight * filled_s).sum(axis=-1)
+        above = cached - middle[..., None]
+        slope = (weight * above * filled_s).sum(axis=-1) / (weight * above**2).sum(axis=-1)
+        return replace(line, launch_s=line.launch_s + filled - slope * middle, s_per_held_token=slope)
 
     def measured_s(
         self,
