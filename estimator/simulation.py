@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-FINISHED, REJECTED, UNFINISHED = 0, 1, 2  # REJECTED: the request can never fit the instance
+FINISHED, REJECTED = 0, 1  # REJECTED: the request can never fit the instance
 ITL_EDGES_S = np.concatenate(([0.0], np.geomspace(1e-4, 100.0, 241), [np.inf]))  # 40 bins per decade, 0.1 ms to 100 s
 
 

@@ -288,16 +288,6 @@ def test_same_seed_same_bytes() -> None:
     assert first.itl_weight.tobytes() == second.itl_weight.tobytes()
 
 
-def test_stopping_early_changes_nothing_before() -> None:
-    """Stopped once the first 100 requests are finished, a run has left them the times of the whole run."""
-    rng = np.random.default_rng(2)
-    requests = requests_of(poisson(12.0, 500), rng.integers(1, 60, 500), rng.integers(1, 100, 500))
-    system = system_of(pool_instance(), policy=TETRIINFER)
-    whole, part = (run_disaggregated(system, requests, None, 0, stop) for stop in (None, 100))
-    assert part.finish_s[:100].tobytes() == whole.finish_s[:100].tobytes()
-    assert np.isnan(part.finish_s).any()
-
-
 def test_zero_requests() -> None:
     """Nothing asked is nothing done."""
     run = simulate(system_of(pool_instance()), requests_of([], [], []))

@@ -1,9 +1,9 @@
 """Event kernel of instances that do prefill and decode: continuous batching, fast-forwarded while no batch can change.
 
 Every instance is a group of lanes that step together. A lane is one attention-dp rank of one pipeline micro-batch, with
-a queue, seats and KV blocks of its own. A step of the group takes max(Σ_j x_j, pp·max_j x_j + hop) with x_j the longest
-stage time over the ranks of micro-batch j: the cycle time of pp micro-batches in rotation through pp equal stages, the
-stages full (Σ) or the longest batch waited for (bubbles); for pp = 1 the maximum over ranks, idle ranks stepping along.
+a queue, seats and KV blocks of its own. A step of the group takes pp·x + hop, x the longest stage time of any lane: the
+cycle time of pp micro-batches in rotation through pp equal stages, where shorter ones leave bubbles behind the longest,
+and idle ranks step along.
 
 Total order of events at one time:
 
@@ -91,28 +91,15 @@ def _segment(lane, work, tab, r, g, done):
     num = r.dp * r.pp
     if num == 1:
         return _lane_line(lane, work, tab, r, g, done)
-    holds, total_s, total_slope, top_s, top_slope = MANY, 0.0, 0.0, 0.0, 0.0
-    for j in range(r.pp):
-        best_s, best_slope = 0.0, 0.0
-        first = g * num + j * r.dp
-        for at in range(first, first + r.dp):
-            work[at, LINE], work[at, SLOPE], steps = _lane_line(lane, work, tab, r, at, done)
-            holds = min(holds, steps)
-            if work[at, LINE] > best_s or (work[at, LINE] == best_s and work[at, SLOPE] > best_slope):
-                best_s, best_slope = work[at, LINE], work[at, SLOPE]
-        for at in range(first, first + r.dp):
-            holds = min(holds, line_crossing(best_s, best_slope, work[at, LINE], work[at, SLOPE]))
-        total_s, total_slope = total_s + best_s, total_slope + best_slope
-        if best_s > top_s or (best_s == top_s and best_slope > top_slope):
-            top_s, top_slope = best_s, best_slope
-    if r.pp == 1:
-        return total_s, total_slope, holds
+    holds, top_s, top_slope = MANY, 0.0, 0.0
+    for at in range(g * num, (g + 1) * num):
+        work[at, LINE], work[at, SLOPE], steps = _lane_line(lane, work, tab, r, at, done)
+        holds = min(holds, steps)
+        if work[at, LINE] > top_s or (work[at, LINE] == top_s and work[at, SLOPE] > top_slope):
+            top_s, top_slope = work[at, LINE], work[at, SLOPE]
     for at in range(g * num, (g + 1) * num):
         holds = min(holds, line_crossing(top_s, top_slope, work[at, LINE], work[at, SLOPE]))
-    wait_s, wait_slope = r.pp * top_s + r.hop_s, r.pp * top_slope
-    if wait_s > total_s or (wait_s == total_s and wait_slope > total_slope):
-        return wait_s, wait_slope, min(holds, line_crossing(wait_s, wait_slope, total_s, total_slope))
-    return total_s, total_slope, min(holds, line_crossing(total_s, total_slope, wait_s, wait_slope))
+    return r.pp * top_s + r.hop_s, r.pp * top_slope, holds
 
 
 @njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)

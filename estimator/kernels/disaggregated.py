@@ -22,7 +22,7 @@ from estimator.kernels.decode_pool import (
 )
 from estimator.kernels.job_columns import pack, unpack
 from estimator.kernels.lanes import decode_steps
-from estimator.kernels.pools import HEAVY_LIGHT, OPEN, RELEASED, Link, Loop, run_pools
+from estimator.kernels.pools import HEAVY_LIGHT, RELEASED, Link, Loop, run_pools
 from estimator.kernels.prefill_pool import FCFS, JOB, LJF, PREFILL_LANE, SJF, Cost, PrefillPool
 from estimator.kernels.routing import RANDOM, ROUTERS, router_draws
 from estimator.kernels.spans import MANY
@@ -38,13 +38,8 @@ ADMISSIONS = {"greedy": GREEDY, "reserve_static": RESERVE_STATIC, "reserve_dynam
 PLACEMENTS = {**ROUTERS, "heavy_light": HEAVY_LIGHT}
 
 
-def run_disaggregated(
-    system: Disaggregated, requests: Requests, concurrency: int | None, seed: int, stop_after: int | None = None
-) -> Simulation:
-    """Times of every request; open loop, or closed with `concurrency` requests in flight.
-
-    `stop_after`: end once the first so many requests are finished; later ones are left as they are then.
-    """
+def run_disaggregated(system: Disaggregated, requests: Requests, concurrency: int | None, seed: int) -> Simulation:
+    """Times of every request; open loop, or closed with `concurrency` requests in flight."""
     num, prefill, decode = len(requests), system.prefill, system.decode
     jobs = _jobs(system, requests, concurrency, seed)
     num_units = (system.num_prefill, system.num_decode * decode.parallelism.pp)
@@ -55,8 +50,7 @@ def run_disaggregated(
     times = new_times(sum(num_units) + system.num_decode)
     weights = np.zeros(len(ITL_EDGES_S) - 1)
     loop = _loop(system, jobs, seed, starts)
-    loop = loop._replace(concurrency=concurrency or 0, stop_after=num if stop_after is None else min(stop_after, num))
-    loop.counts[OPEN] = loop.stop_after
+    loop = loop._replace(concurrency=concurrency or 0)
     released = loop.counts[RELEASED] = num if concurrency is None else min(concurrency, num)
     if released > 0:
         loop.front_free_s[0] = jobs["visible_s"][released - 1] - jobs["delay_s"][released - 1]
@@ -178,7 +172,7 @@ def _loop(system: Disaggregated, jobs: NDArray[np.void], seed: int, starts: list
         prefill=_prefill_pool(system, num, (starts[0], starts[1])),
         decode=_decode_pool(system, num_units, (starts[2], starts[3], system.num_prefill + system.num_decode)),
         link=link,
-        counts=np.zeros(5, np.int64),
+        counts=np.zeros(4, np.int64),
         draws=router_draws(router, num, seed),
         placement_draws=stream(seed, "placement").random((num_placed, 2)),
         outstanding=np.zeros(num_lanes, np.int64),
@@ -197,7 +191,6 @@ def _loop(system: Disaggregated, jobs: NDArray[np.void], seed: int, starts: list
         placement=placement,
         concurrency=0,
         frontend_s=float(system.prefill.frontend_s),
-        stop_after=num,
     )
 
 

@@ -9,9 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from estimator.simulation import FINISHED, REJECTED, UNFINISHED
-
-NO_SOURCE = -1
+from estimator.simulation import FINISHED, REJECTED
 
 
 @njit(cache=True, error_model="numpy", _nrt=False)
@@ -28,8 +26,7 @@ def pack(jobs, sent, requests, bytes_per_token, bytes_per_s):
         job["held"], job["predicted"] = 0, 0.0
         job["prompt"] = job["todo"] = inputs[i] - cached[i]
         job["seen"], job["handed"], job["left"] = cached[i], inputs[i], steps[i]
-        job["source_place"] = job["place"] = job["target"] = 0
-        job["source"] = NO_SOURCE
+        job["source_place"] = job["place"] = job["source"] = job["target"] = 0
 
 
 @njit(cache=True, error_model="numpy", _nrt=False)
@@ -47,7 +44,7 @@ def unpack(jobs, holds_first_token, columns, status, sums):
             status[i] = FINISHED
             sums[4] = max(sums[4], finish_s)
         else:
-            status[i] = REJECTED if job["source"] == NO_SOURCE else UNFINISHED
+            status[i] = REJECTED
         if np.isfinite(start_s):
             sums[1] += start_s - arrival_s
             if np.isfinite(first_s):

@@ -38,7 +38,7 @@ from estimator.kernels.decode_pool import (
 from estimator.kernels.prefill_pool import SAME_S, PrefillPool, leave_prefill, prompt_blocks, start_prefill
 from estimator.kernels.routing import choose
 
-COME, RELEASED, OPEN, ROUTED, PLACED = range(5)  # of `Loop.counts`; OPEN: unfinished of the first `stop_after`
+COME, RELEASED, ROUTED, PLACED = range(4)  # of `Loop.counts`
 HEAVY_LIGHT = 9  # a placement beside the routers': TetriInfer's power of two by heavy:light ratio
 
 
@@ -77,14 +77,13 @@ class Loop(NamedTuple):
     placement: int
     concurrency: int
     frontend_s: float
-    stop_after: int
 
 
 @njit(cache=True, error_model="numpy", _nrt=False, nogil=True)
 def run_pools(state, loop):
-    """Runs until every request (or the first `loop.stop_after`) is finished; the times are left in `jobs`."""
+    """Runs until every request is finished; the times are left in `jobs`."""
     counts, prefill, decode, link = loop.counts, loop.prefill, loop.decode, loop.link
-    while counts[OPEN] > 0:
+    while True:
         t = state.times[1]
         if counts[COME] < counts[RELEASED]:
             t = min(t, state.jobs[counts[COME]]["visible_s"])
@@ -111,11 +110,9 @@ def run_pools(state, loop):
 
 
 @njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
-def close(state, loop, i, t):
-    """Request i is finished or rejected at t: counts it, and sends the next request of a closed loop."""
+def close(state, loop, t):
+    """A request is finished or rejected at t: a closed loop sends the next one."""
     counts = loop.counts
-    if i < loop.stop_after:
-        counts[OPEN] -= 1
     k = counts[RELEASED]
     if loop.concurrency > 0 and k < len(state.jobs):
         loop.front_free_s[0] = max(loop.front_free_s[0], t) + loop.frontend_s
@@ -135,7 +132,7 @@ def route(state, loop, t):
     job = state.jobs[i]
     full = own_blocks(decode, job["handed"], job["left"])
     if prompt_blocks(job["prompt"]) > prefill.capacity or (job["left"] > 0 and full > decode.capacity):
-        close(state, loop, i, t)
+        close(state, loop, t)
         return
     place = choose(loop.router, counts[ROUTED], prefill.outstanding, loop.draws)
     counts[ROUTED] += 1
@@ -159,7 +156,7 @@ def end_prefill(state, loop, unit, limit):
         if job["left"] == 0:
             job["finish_s"] = t
             leave_prefill(prefill, job, t)
-            close(state, loop, i, t)
+            close(state, loop, t)
         elif loop.placement == HEAVY_LIGHT:
             if state.lists[loop.pending, 0] == EMPTY:
                 mark(loop.freed, 0)
@@ -290,7 +287,7 @@ def end_decode(state, loop, unit):
                 loop.outstanding[job["place"]] -= 1
             loop.heavy[lane] -= loop.is_heavy[i]
             loop.light[lane] -= 1 - loop.is_heavy[i]
-            close(state, loop, i, job["finish_s"])
+            close(state, loop, job["finish_s"])
         if num > 0:
             mark(loop.freed, lane)
     mark(loop.wake_decode, unit)
