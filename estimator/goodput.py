@@ -35,6 +35,7 @@ LONE_GAP_S = 1e5
 NUM_COARSE = 2_500
 FIRST = 0.85  # of the estimate of capacity: where the search starts, the median of 800 goodputs (2026-11-25)
 USUAL_FALL = 3.0  # of the headroom per log rate
+DOUBT = 0.5  # of the estimate: where, on the way down, lone requests are looked at
 COARSE_STEP = 0.25  # of log rate, at first
 COARSE_RATIO = 1.15
 NEAR = 0.75  # of the wanted width: an end this near to the expected answer is kept, and the other end put a width away
@@ -299,13 +300,8 @@ def _bracket(prober: Prober, effort: Effort) -> tuple[Probe, Probe] | Unstable:
 
 
 def _coarse_bracket(prober: Prober, num: int, ratio: float) -> tuple[Probe, Probe] | Unstable:
-    """A kept and a missed rate within `ratio` of each other, from the estimate on.
-
-    Only where the first rate is missed may even lone requests miss the SLO.
-    """
+    """A kept and a missed rate within `ratio` of each other, from the estimate on."""
     first = prober.at(FIRST * prober.estimate_req_s, num)
-    if first.excess > 1.0 and (unstable := _lone_violation(prober)) is not None:
-        return unstable
     bracket = _across(prober, first, num, fall=USUAL_FALL, longest=COARSE_STEP, width=math.log(ratio))
     return bracket if isinstance(bracket, Unstable) else _narrow(prober, *bracket, ratio, num)
 
@@ -316,8 +312,10 @@ def _across(
     """A kept and a missed rate, walking from `probe` until the SLO is on the other side.
 
     The `fall` of the headroom tells how far to step so that the next probe is just past the answer, `longest` at most,
-    which doubles; the estimate from above is not stepped over, as it is likely missed and nearer.
+    which doubles; the estimate from above is not stepped over, as it is likely missed and nearer. Far below it even
+    lone requests may miss the SLO.
     """
+    is_doubted = False
     for _ in range(MAX_STEPS):
         kept = probe.excess <= 1.0
         distance = abs(_headroom(probe)) / fall
@@ -325,6 +323,10 @@ def _across(
         rate = probe.rate_req_s * math.exp(step if kept else -step)
         if probe.rate_req_s < prober.estimate_req_s < rate:
             rate = prober.estimate_req_s
+        if not kept and not is_doubted and rate < DOUBT * prober.estimate_req_s:
+            is_doubted, unstable = True, _lone_violation(prober)
+            if unstable is not None:
+                return unstable
         if rate < LEAST_LOAD * prober.estimate_req_s:
             target = prober.slo.binding_target(probe.simulation, probe.window)
             return Unstable(reason=f"{target} fails at {100 * LEAST_LOAD:g} % of capacity", violation=probe.excess - 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -321,6 +322,7 @@ def _command() -> str:
 def main() -> None:
     """Run a command; wrong input is one sentence on standard error and exit code 2."""
     keep_kernels()
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # small matrices: a second thread spins more than it computes
     try:
         app()
     except BestServeError as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 Status = Literal["ok", "infeasible", "unstable", "failed"]
@@ -60,7 +60,7 @@ class Evaluation:
 
     def as_dict(self) -> dict[str, Any]:
         """Field names to plain values."""
-        return asdict(self)
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Evaluation:

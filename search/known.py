@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from search.evaluate import Evaluation
@@ -32,14 +34,16 @@ class Known:
     def __contains__(self, strategy: Strategy) -> bool:
         return strategy in self.evaluations
 
-    def learn(self, strategy: Strategy, evaluation: Evaluation) -> None:
-        """One more evaluation, or a better one of a strategy that is known."""
-        is_new = strategy not in self.evaluations
-        self.evaluations[strategy] = evaluation
-        if not is_new:
+    def learn(self, found: Mapping[Strategy, Evaluation]) -> None:
+        """More evaluations, or better ones of strategies that are known."""
+        are_new = not any(strategy in self.evaluations for strategy in found)
+        self.evaluations.update(found)
+        if not are_new:
             self._place_all()
-        elif evaluation.is_ok:
-            self._place(strategy)
+            return
+        for strategy, evaluation in found.items():
+            if evaluation.is_ok:
+                self._place(strategy)
 
     def measure_by(self, screen: Screen) -> None:
         """From now on the front counts as far as the screen looks."""

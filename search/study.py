@@ -216,8 +216,7 @@ class Study:
                 if self.storage is not None:
                     strategy = by_key[evaluation.key]
                     self.storage.append(self.space, strategy, evaluation, self._known.cost(strategy))
-        for key, strategy in by_key.items():
-            self._known.learn(strategy, self._memo[key])
+        self._known.learn({strategy: self._memo[key] for key, strategy in by_key.items()})
 
     def _claimed(self, todo: Sequence[str]) -> list[str]:
         """What this driver is to evaluate next; others' answers are taken in, and waited for where all is theirs."""

@@ -174,7 +174,7 @@ def _loop(system: Disaggregated, jobs: NDArray[np.void], seed: int, starts: list
         link=link,
         counts=np.zeros(4, np.int64),
         draws=router_draws(router, num, seed),
-        placement_draws=stream(seed, "placement").random((num_placed, 2)),
+        placement_draws=stream(seed, "placement").random((num_placed, 2)) if num_placed else np.zeros((0, 2)),
         outstanding=np.zeros(num_lanes, np.int64),
         is_heavy=(jobs["predicted"] > policy.heavy_decode_tokens).astype(np.int64),
         heavy=np.zeros(num_lanes, np.int64),
