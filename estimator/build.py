@@ -58,6 +58,7 @@ def step_cost(
     *,
     tokens_per_seq: int = 1,
     asynchronous: bool = True,
+    mixed_graph_tokens: int = 0,
     step_time_factor: float = 1.0,
 ) -> StepCost:
     """The tables of one instance, indexed by sequences and by tokens; formulas in the module's docstring.
@@ -69,17 +70,22 @@ def step_cost(
     tokens = np.arange(max(limits.max_num_batched_tokens, q * limits.max_num_seqs) + 1, dtype=np.float64)
     launches = costs.gemm_launch_s * kernels.num_gemms + costs.elementwise_launch_s * kernels.num_elementwise
     launches += costs.expert_group_s * kernels.num_expert_groups
+    launches += costs.quantise_launch_s * kernels.num_block_gemms
     body = _scaled(kernels.body_s, costs, grid) + launches
     host_s_per_seq = costs.host_s_per_seq + (0.0 if asynchronous else costs.sync_host_s_per_seq)
     host_s = costs.host_s + (0.0 if asynchronous else costs.sync_host_s)
     head = np.interp(q * seqs, grid, _scaled(kernels.head_s, costs, grid)) + host_s_per_seq * seqs
+    shared = costs.gemm_launch_s * kernels.num_shared_gemms + costs.elementwise_launch_s * kernels.num_shared_elementwise
+    shared = costs.shared_overlap_frac * (_scaled(kernels.shared_s, costs, grid) + shared)
     k_decode = costs.decode_attention_factor
     launch = np.interp(seqs, grid, k_decode * kernels.decode_launch_s)
     k_attention = costs.prefill_attention_factor * costs.prefill_factor
-    mixed = costs.prefill_factor * body + k_attention * (kernels.prefill_launch_s + kernels.prefill_s_per_token * grid)
-    mixed = np.maximum(mixed, costs.prefill_layer_s * kernels.num_layers) + costs.prefill_host_s + host_s
+    is_graph = grid <= mixed_graph_tokens
+    mixed = np.where(is_graph, 1.0, costs.prefill_factor) * body + k_attention * (kernels.prefill_launch_s + kernels.prefill_s_per_token * grid)
+    launched_s = np.where(is_graph, 0.0, costs.prefill_layer_s * kernels.num_layers)
+    mixed = np.maximum(mixed, launched_s) + costs.prefill_host_s + host_s
     return StepCost(
-        decode_s=np.interp(q * seqs, grid, body) + head + launch + host_s,
+        decode_s=np.interp(q * seqs, grid, body - shared) + head + launch + host_s,
         mixed_s=np.interp(tokens, grid, mixed),
         head_s=head,
         kv_read_s_per_token=np.interp(seqs, grid, k_decode * kernels.read_s_per_token),
@@ -94,10 +100,10 @@ def step_cost(
 def _scaled(parts: dict[Kind, FloatArray], costs: EngineCosts, grid: FloatArray) -> FloatArray:
     factors = {
         "gemm": costs.gemm_factor,
-        "block_gemm": costs.gemm_factor,
+        "block_gemm": costs.gemm_factor * costs.block_factor,
         "moe": costs.moe_factor,
-        "block_moe": costs.moe_factor,
-        "mxfp4_moe": costs.moe_factor,
+        "block_moe": costs.moe_factor * costs.block_factor,
+        "mxfp4_moe": costs.moe_factor * costs.mxfp4_factor,
         "link": costs.link_factor,
         "elementwise": 1.0,
     }
@@ -181,7 +187,7 @@ def instance_of(  # noqa: PLR0913  a layout has this many sides
         return blocks
     costs = engine.costs_on(gpu.architecture)
     factor = engine.step_time_factor_on(gpu.architecture)
-    cost = step_cost(kernels, costs, limits, asynchronous=engine.asynchronous, step_time_factor=factor)
+    cost = step_cost(kernels, costs, limits, asynchronous=engine.asynchronous, mixed_graph_tokens=engine.mixed_graph_tokens, step_time_factor=factor)
     operators = stage_operators(model, parallelism, dtypes.weight, dtypes.kv)
     tiers = operator_tiers(operators, load_timing(gpu, engine.name), block_scaled=model.is_moe)
     return Instance(
@@ -238,7 +244,7 @@ def step_breakdown(  # noqa: PLR0913  a layout and a step have this many sides
         kernels = step_kernels(
             chosen, timing, grid, num_layers=layers, power_law=engine.power_law_routing, block_scaled=blocks
         )
-        cost = step_cost(kernels, costs, limits, asynchronous=engine.asynchronous, step_time_factor=factor)
+        cost = step_cost(kernels, costs, limits, asynchronous=engine.asynchronous, mixed_graph_tokens=engine.mixed_graph_tokens, step_time_factor=factor)
         if prefill_tokens:
             return cost.mixed_step_s(num_seqs, cached_tokens, [(prefill_tokens, 0)], 1)
         return cost.decode_step_s(num_seqs, cached_tokens)

@@ -160,6 +160,7 @@ def _cost(kernels: StepKernels, gpu: Gpu, engine: Engine, limits: EngineLimits, 
         limits,
         tokens_per_seq=tokens_per_seq,
         asynchronous=engine.asynchronous,
+        mixed_graph_tokens=engine.mixed_graph_tokens,
         step_time_factor=engine.step_time_factor_on(gpu.architecture),
     )
 

@@ -57,6 +57,10 @@ COST_BOUNDS: Mapping[str, tuple[float, float]] = {
     "cold_start_s": (0.0, 4.0),
     "overhead_s_per_token": (0.0, 10e-6),
     "hand_over_s": (0.0, 0.6),
+    "mxfp4_factor": (0.6, 1.8),
+    "block_factor": (0.6, 1.8),
+    "shared_overlap_frac": (0.0, 1.0),
+    "quantise_launch_s": (0.0, 8e-6),
 }  # wide enough for every engine, narrow enough that no fitted value stops meaning what it is called
 
 
@@ -87,6 +91,10 @@ class EngineCosts:
     cold_start_s: float = 0.2
     overhead_s_per_token: float = 1.5e-6
     hand_over_s: float = 0.15
+    mxfp4_factor: float = 1.0
+    block_factor: float = 1.0
+    shared_overlap_frac: float = 0.5
+    quantise_launch_s: float = 1.5e-6
 
     def __post_init__(self) -> None:
         for cost in fields(self):
@@ -121,7 +129,8 @@ class Engine:
     """One serving engine at one version.
 
     `limits` and `memory`: its defaults. `power_law_routing`: expert load under expert parallelism follows a power law.
-    `asynchronous`: the next step is scheduled while this one runs. `pads_experts`: block-scaled fp8 experts fill a tile
+    `asynchronous`: the next step is scheduled while this one runs. `mixed_graph_tokens`: steps with
+    prompts replay CUDA graphs up to so many tokens. `pads_experts`: block-scaled fp8 experts fill a tile
     of rows each, chosen or not. `support`: layouts it can be started in. `step_time_factors`: by
     architecture, what one's own measurement says of every step (`estimator.recalibrate`). `costs` per GPU architecture,
     `""` for any other.
@@ -134,6 +143,7 @@ class Engine:
     memory: MemoryPolicy
     power_law_routing: bool
     asynchronous: bool
+    mixed_graph_tokens: int = 0
     pads_experts: bool = False
     support: LayoutSupport = LayoutSupport()
     step_time_factors: Mapping[str, float] = field(default_factory=dict, hash=False)

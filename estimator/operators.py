@@ -306,6 +306,7 @@ def _latent_core(layout: _Layout, attention: LatentAttention, heads: int) -> lis
     return [
         Gemm(name="index_query", n=index_heads * index_dim, k=q_rank, dtype=layout.attention_dtype(attention)),
         Gemm(name="index_key", n=index_dim + index_heads, k=h, dtype="bf16"),
+        Elementwise(name="index_work", bytes_per_token=2 * ACTIVATION_BYTES * index_dim * (index_heads + 1), count=6),
         SparseAttentionOp(
             name="attention",
             num_heads=heads,
@@ -337,6 +338,7 @@ def _delta_operators(layout: _Layout, attention: GatedDeltaNet) -> list[Operator
             value_dim=attention.value_dim,
             conv_kernel=attention.conv_kernel,
         ),
+        Elementwise(name="delta_split", bytes_per_token=4 * ACTIVATION_BYTES * (keys + values)),
         Elementwise(name="output_gate", bytes_per_token=3 * ACTIVATION_BYTES * values),
         Gemm(name="attention_out", n=h, k=values, dtype=dtype),
     ]
@@ -383,7 +385,11 @@ def _moe_operators(layout: _Layout, ffn: MoeFfn) -> list[Operator]:
     ]
     if ffn.num_shared:
         shared = DenseFfn(intermediate_size=ffn.num_shared * ffn.shared_intermediate_size)
-        operators += _dense_operators(layout, shared, "shared")
+        beside: list[Operator] = [
+            *_dense_operators(layout, shared, "shared"),
+            Elementwise(name="shared_sum", bytes_per_token=3 * _row(layout.model)),
+        ]
+        operators += [replace(op, role="shared") for op in beside if isinstance(op, Gemm | Elementwise)]
     return operators + _moe_collectives(layout, ffn)
 
 

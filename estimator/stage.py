@@ -100,6 +100,10 @@ class StepKernels:
     num_gemms: float = 0.0
     num_elementwise: float = 0.0
     num_expert_groups: float = 0.0
+    num_block_gemms: float = 0.0
+    shared_s: dict[Kind, FloatArray] = field(default_factory=dict)
+    num_shared_gemms: float = 0.0
+    num_shared_elementwise: float = 0.0
     decode_launch_s: FloatArray
     read_s_per_token: FloatArray
     window_read_s_per_token: FloatArray
@@ -181,9 +185,14 @@ def step_kernels(  # noqa: PLR0913  what a stage runs, on what, how divided and 
                     seconds = seconds - operator.count * _launch_s(operator, timing, block_scaled=block_scaled)
                     if isinstance(operator, Gemm):
                         kernels.num_gemms += operator.count
+                        kernels.num_block_gemms += operator.count * (kind == "block_gemm")
                     else:
                         kernels.num_elementwise += operator.count
                 part[kind] = part.get(kind, zeros) + seconds
+                if isinstance(operator, Gemm | Elementwise) and operator.role == "shared":
+                    kernels.shared_s[kind] = kernels.shared_s.get(kind, zeros) + seconds
+                    kernels.num_shared_gemms += operator.count * isinstance(operator, Gemm)
+                    kernels.num_shared_elementwise += operator.count * isinstance(operator, Elementwise)
     return kernels
 
 

@@ -38,7 +38,7 @@ class Gemm:
     n: int
     k: int
     dtype: WeightDtype
-    role: Literal["body", "head"] = "body"
+    role: Literal["body", "head", "shared"] = "body"
     count: float = 1.0
 
     def flop(self, tokens: Amount) -> Amount:
@@ -262,7 +262,7 @@ class Elementwise:
 
     name: str
     bytes_per_token: float
-    role: Literal["body", "head"] = "body"
+    role: Literal["body", "head", "shared"] = "body"
     count: float = 1.0
 
     def bytes(self, tokens: Amount) -> Amount:

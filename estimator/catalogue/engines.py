@@ -57,6 +57,7 @@ def load_engine(name: str) -> Engine:
         ),
         power_law_routing=card["power_law_routing"],
         asynchronous=card["asynchronous"],
+        mixed_graph_tokens=card.get("mixed_graph_tokens", 0),
         support=LayoutSupport(**card["support"]),
         costs={"": EngineCosts(), **costs},
         source=card["source"],
