@@ -2,8 +2,8 @@
 
 With factors k and fixed costs of `EngineCosts`, for n sequences (q tokens each) and T tokens of a mixed step:
 
-    D[n] = Σ k·body(q n) + Σ k·head(q n) + k_dec·launch(n) + l·layers + h + h_seq·n
-    M[T] = k_prefill·(Σ k·body(T) + k_pre·(launch + s·T)) + l_p·layers + h_p
+    D[n] = Σ k·body(q n) − o·shared(q n) + Σ k·head(q n) + k_dec·launch(n) + h + h_seq·n
+    M[T] = max(k_prefill·Σ k·body(T) + k_prefill·k_pre·(launch + s·T), l_p·layers) + h_p + h
     H[n] = Σ k·head(n) + h_seq·n
     b[n] = k_dec·read(n)        c = k_prefill·k_pre·pair
 
@@ -43,7 +43,7 @@ from estimator.operators import (
 )
 from estimator.outcome import Infeasible
 from estimator.parallelism import Parallelism
-from estimator.stage import Kind, StepKernels, step_kernels, token_grid
+from estimator.stage import StepKernels, TokenWork, step_kernels, token_grid
 from estimator.tiers import operator_tiers, worst
 
 FloatArray = NDArray[np.float64]
@@ -51,7 +51,7 @@ Phase = Literal["decode", "mixed"]
 Bound = Literal["compute", "memory", "link", "host"]
 
 
-def step_cost(
+def step_cost(  # noqa: PLR0913  how an engine steps has this many sides
     kernels: StepKernels,
     costs: EngineCosts,
     limits: EngineLimits,
@@ -63,29 +63,26 @@ def step_cost(
 ) -> StepCost:
     """The tables of one instance, indexed by sequences and by tokens; formulas in the module's docstring.
 
-    `step_time_factor` multiplies them all.
+    `step_time_factor` multiplies them all; up to `mixed_graph_tokens` k_prefill of the body is 1 and l_p 0.
     """
     grid, q = kernels.tokens, tokens_per_seq
     seqs = np.arange(limits.max_num_seqs + 1, dtype=np.float64)
     tokens = np.arange(max(limits.max_num_batched_tokens, q * limits.max_num_seqs) + 1, dtype=np.float64)
-    launches = costs.gemm_launch_s * kernels.num_gemms + costs.elementwise_launch_s * kernels.num_elementwise
-    launches += costs.expert_group_s * kernels.num_expert_groups
-    launches += costs.quantise_launch_s * kernels.num_block_gemms
-    body = _scaled(kernels.body_s, costs, grid) + launches
+    body = _work_s(kernels.body, costs, grid) + costs.expert_group_s * kernels.num_expert_groups
+    hidden = costs.shared_overlap_frac * _work_s(kernels.shared, costs, grid)
     host_s_per_seq = costs.host_s_per_seq + (0.0 if asynchronous else costs.sync_host_s_per_seq)
     host_s = costs.host_s + (0.0 if asynchronous else costs.sync_host_s)
-    head = np.interp(q * seqs, grid, _scaled(kernels.head_s, costs, grid)) + host_s_per_seq * seqs
-    shared = costs.gemm_launch_s * kernels.num_shared_gemms + costs.elementwise_launch_s * kernels.num_shared_elementwise
-    shared = costs.shared_overlap_frac * (_scaled(kernels.shared_s, costs, grid) + shared)
+    head = np.interp(q * seqs, grid, _kernels_s(kernels.head, costs, grid)) + host_s_per_seq * seqs
     k_decode = costs.decode_attention_factor
     launch = np.interp(seqs, grid, k_decode * kernels.decode_launch_s)
     k_attention = costs.prefill_attention_factor * costs.prefill_factor
-    is_graph = grid <= mixed_graph_tokens
-    mixed = np.where(is_graph, 1.0, costs.prefill_factor) * body + k_attention * (kernels.prefill_launch_s + kernels.prefill_s_per_token * grid)
-    launched_s = np.where(is_graph, 0.0, costs.prefill_layer_s * kernels.num_layers)
-    mixed = np.maximum(mixed, launched_s) + costs.prefill_host_s + host_s
+    replays = grid <= mixed_graph_tokens
+    mixed = np.where(replays, 1.0, costs.prefill_factor) * body
+    mixed += k_attention * (kernels.prefill_launch_s + kernels.prefill_s_per_token * grid)
+    mixed = np.maximum(mixed, np.where(replays, 0.0, costs.prefill_layer_s * kernels.num_layers))
+    mixed += costs.prefill_host_s + host_s
     return StepCost(
-        decode_s=np.interp(q * seqs, grid, body - shared) + head + launch + host_s,
+        decode_s=np.interp(q * seqs, grid, body - hidden) + head + launch + host_s,
         mixed_s=np.interp(tokens, grid, mixed),
         head_s=head,
         kv_read_s_per_token=np.interp(seqs, grid, k_decode * kernels.read_s_per_token),
@@ -97,7 +94,28 @@ def step_cost(
     ).times(step_time_factor)
 
 
-def _scaled(parts: dict[Kind, FloatArray], costs: EngineCosts, grid: FloatArray) -> FloatArray:
+def step_cost_of(
+    kernels: StepKernels, engine: Engine, architecture: str, limits: EngineLimits, *, tokens_per_seq: int = 1
+) -> StepCost:
+    """The tables of one instance under an engine on a GPU architecture."""
+    return step_cost(
+        kernels,
+        engine.costs_on(architecture),
+        limits,
+        tokens_per_seq=tokens_per_seq,
+        asynchronous=engine.asynchronous,
+        mixed_graph_tokens=engine.mixed_graph_tokens,
+        step_time_factor=engine.step_time_factor_on(architecture),
+    )
+
+
+def _work_s(work: TokenWork, costs: EngineCosts, grid: FloatArray) -> FloatArray:
+    """Kernels and launches of the body or a part of it, (num_points,)."""
+    launches = costs.gemm_launch_s * work.num_gemms + costs.elementwise_launch_s * work.num_elementwise
+    return _kernels_s(work, costs, grid) + launches + costs.quantise_launch_s * work.num_block_gemms
+
+
+def _kernels_s(work: TokenWork, costs: EngineCosts, grid: FloatArray) -> FloatArray:
     factors = {
         "gemm": costs.gemm_factor,
         "block_gemm": costs.gemm_factor * costs.block_factor,
@@ -108,7 +126,7 @@ def _scaled(parts: dict[Kind, FloatArray], costs: EngineCosts, grid: FloatArray)
         "elementwise": 1.0,
     }
     total = np.zeros_like(grid)
-    for kind, seconds in parts.items():
+    for kind, seconds in work.seconds.items():
         total += factors[kind] * seconds
     return total
 
@@ -186,8 +204,7 @@ def instance_of(  # noqa: PLR0913  a layout has this many sides
     if isinstance(blocks, Infeasible):
         return blocks
     costs = engine.costs_on(gpu.architecture)
-    factor = engine.step_time_factor_on(gpu.architecture)
-    cost = step_cost(kernels, costs, limits, asynchronous=engine.asynchronous, mixed_graph_tokens=engine.mixed_graph_tokens, step_time_factor=factor)
+    cost = step_cost_of(kernels, engine, gpu.architecture, limits)
     operators = stage_operators(model, parallelism, dtypes.weight, dtypes.kv)
     tiers = operator_tiers(operators, load_timing(gpu, engine.name), block_scaled=model.is_moe)
     return Instance(
@@ -235,16 +252,15 @@ def step_breakdown(  # noqa: PLR0913  a layout and a step have this many sides
     limits = EngineLimits(max_num_batched_tokens=max(num_seqs + prefill_tokens, 1), max_num_seqs=num_seqs + 1)
     grid = np.unique([1.0, *np.array([num_seqs, num_seqs + 1, num_seqs + prefill_tokens], dtype=np.float64)])
     grid = grid[grid >= 1]
-    timing, costs = load_timing(gpu, engine.name), engine.costs_on(gpu.architecture)
+    timing = load_timing(gpu, engine.name)
     operators = stage_operators(model, parallelism, dtypes.weight, dtypes.kv)
     blocks, num_layers = model.is_moe, model.num_layers / parallelism.pp
-    factor = engine.step_time_factor_on(gpu.architecture)
 
     def seconds_of(chosen: tuple[Operator, ...], layers: float) -> float:
         kernels = step_kernels(
             chosen, timing, grid, num_layers=layers, power_law=engine.power_law_routing, block_scaled=blocks
         )
-        cost = step_cost(kernels, costs, limits, asynchronous=engine.asynchronous, mixed_graph_tokens=engine.mixed_graph_tokens, step_time_factor=factor)
+        cost = step_cost_of(kernels, engine, gpu.architecture, limits)
         if prefill_tokens:
             return cost.mixed_step_s(num_seqs, cached_tokens, [(prefill_tokens, 0)], 1)
         return cost.decode_step_s(num_seqs, cached_tokens)

@@ -48,12 +48,20 @@ ENGINE_OWN = {
     "host_s": 3.0,
     "host_s_per_seq": 3.0,
     "cold_start_s": 5.0,
+    "sync_host_s": 3.0,
+    "sync_host_s_per_seq": 3.0,
+    "link_factor": 3.0,
+    "shared_overlap_frac": 3.0,
+    "quantise_launch_s": 2.0,
+    "block_factor": 2.0,
+    "mxfp4_factor": 2.0,
 }
 # times that of the others: how kernels are fused, launched and scheduled is what engines differ in
 RESIDUAL_STD = {"tpot": 0.08, "ttft": 0.20}  # where Cauchy's loss turns from square to logarithm
 LATENCY_WEIGHT = np.array([1.0, 0.6])  # of TPOT's and TTFT's residuals
 LONGEST_STEP = 1.5  # of any z in one step
 SHORTEST_SHARE, ENOUGH = 0.1, 0.002
+STEPS_PER_SLOPES = 3  # slopes cost a simulation per symbol, a step one
 STEP = 0.02  # of z, for slopes
 SOURCE = "InferenceMAX and NVIDIA runs by way of ai-dynamo/aiconfigurator (Apache-2.0), sim2real and vllm_h100"
 DATE = "2026-08-31"  # of the measurements
@@ -219,22 +227,31 @@ def fit(problem: Problem, num_iterations: int = 6, on_step: Callable[[Fit], None
     shifts = np.zeros((problem.design.matrix.shape[1], len(NAMES)))
     found = _fit_at(problem, everything, shifts)
     for _ in range(num_iterations):
+        before = found.loss
         found = replace(found, slopes=problem.slopes(found.shifts, found.predicted))
-        target = gauss_newton_step(problem, found, np.ones(len(everything), dtype=bool))
-        share = 1.0
-        while True:
-            tried = _fit_at(problem, everything, found.shifts + share * (target - found.shifts))
-            if tried.loss < found.loss or share < SHORTEST_SHARE:
+        for _ in range(STEPS_PER_SLOPES):
+            tried = _stepped(problem, found)
+            gained = found.loss - tried.loss
+            found = tried
+            if gained < ENOUGH * found.loss:
                 break
-            share /= 2
-        if tried.loss >= found.loss:
-            break
-        is_done = found.loss - tried.loss < ENOUGH * found.loss
-        found = replace(tried, slopes=found.slopes)
         if on_step is not None:
             on_step(found)
-        if is_done:
+        if before - found.loss < ENOUGH * found.loss:
             break
+    return found
+
+
+def _stepped(problem: Problem, found: Fit) -> Fit:
+    """The fit a Gauss-Newton step further, halved until the loss falls; as it is where no share of it helps."""
+    everything = np.arange(len(problem.keys))
+    target = gauss_newton_step(problem, found, np.ones(len(everything), dtype=bool))
+    share = 1.0
+    while share >= SHORTEST_SHARE:
+        tried = _fit_at(problem, everything, found.shifts + share * (target - found.shifts))
+        if tried.loss < found.loss:
+            return replace(tried, slopes=found.slopes)
+        share /= 2
     return found
 
 

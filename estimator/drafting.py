@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from estimator.build import StepPart, instance_of, layout_kernels, step_breakdown, step_cost
+from estimator.build import StepPart, instance_of, layout_kernels, step_breakdown, step_cost_of
 from estimator.catalogue.timing import load_timing
 from estimator.dtypes import Dtypes
 from estimator.engine import Engine
@@ -70,7 +70,7 @@ def drafting_breakdown(  # noqa: PLR0913  a layout and a step have this many sid
     q = speculation.tokens_per_seq
     limits = EngineLimits(max_num_batched_tokens=q * num_seqs, max_num_seqs=num_seqs)
     kernels = draft_kernels(model, gpu, engine, parallelism, dtypes, limits, speculation)
-    body = _cost(kernels.body, gpu, engine, limits, q)
+    body = step_cost_of(kernels.body, engine, gpu.architecture, limits, tokens_per_seq=q)
     whole = kernels.cost(gpu, engine, limits, speculation)
     body_s, whole_s = (cost.decode_step_s(num_seqs, cached_tokens) for cost in (body, whole))
     parts = step_breakdown(
@@ -97,9 +97,11 @@ class PassKernels:
 
     def cost(self, gpu: Gpu, engine: Engine, limits: EngineLimits, tokens_per_seq: int) -> StepCost:
         """The pass over `tokens_per_seq` tokens a sequence, without the engine's host code."""
-        host = _cost(self.empty, gpu, engine, limits, tokens_per_seq)
-        layer = without_host(_cost(self.layer, gpu, engine, limits, tokens_per_seq), host)
-        extra = without_host(_cost(self.projection, gpu, engine, limits, tokens_per_seq), host)
+        host, layer, extra = (
+            step_cost_of(kernels, engine, gpu.architecture, limits, tokens_per_seq=tokens_per_seq)
+            for kernels in (self.empty, self.layer, self.projection)
+        )
+        layer, extra = without_host(layer, host), without_host(extra, host)
         return replace(layer, decode_s=layer.decode_s + extra.decode_s, mixed_s=layer.mixed_s + extra.mixed_s)
 
 
@@ -114,7 +116,7 @@ class DraftKernels:
     def cost(self, gpu: Gpu, engine: Engine, limits: EngineLimits, speculation: Speculation) -> StepCost:
         """The tables of a step."""
         q = speculation.tokens_per_seq
-        body = _cost(self.body, gpu, engine, limits, q)
+        body = step_cost_of(self.body, engine, gpu.architecture, limits, tokens_per_seq=q)
         verify, draft = self.verify.cost(gpu, engine, limits, q), self.draft.cost(gpu, engine, limits, 1)
         return with_drafts(body, verify, draft, speculation)
 
@@ -151,18 +153,6 @@ def draft_kernels(  # noqa: PLR0913  a layout has this many sides
         return PassKernels(layer=layer, projection=alone((joined,), layer), empty=alone((), layer))
 
     return DraftKernels(body=timed(model, q, parallelism), verify=drafting(q), draft=drafting(1))
-
-
-def _cost(kernels: StepKernels, gpu: Gpu, engine: Engine, limits: EngineLimits, tokens_per_seq: int) -> StepCost:
-    return step_cost(
-        kernels,
-        engine.costs_on(gpu.architecture),
-        limits,
-        tokens_per_seq=tokens_per_seq,
-        asynchronous=engine.asynchronous,
-        mixed_graph_tokens=engine.mixed_graph_tokens,
-        step_time_factor=engine.step_time_factor_on(gpu.architecture),
-    )
 
 
 def verifying(operators: tuple[Operator, ...], tokens_per_seq: int) -> tuple[Operator, ...]:

@@ -3,15 +3,19 @@
 The step of an engine is the kernels' time, scaled per kind of operator by what whole runs show beside lone kernels,
 plus launches and time in which the GPU waits for the host:
 
-    decode step (CUDA graph):  K + h + h_seq · sequences,  K = Σ_kind k_kind · kernels_kind
-                                   + λ_g · gemms + λ_e · elementwise + ε · layers of expert groups
+    decode step (CUDA graph):  K − s · K_shared + h + h_seq · sequences,  K = Σ_kind k_kind · kernels_kind
+                                   + λ_g · gemms + λ_q · block-scaled gemms + λ_e · elementwise
+                                   + ε · layers of expert groups
     step that holds prefill:   max(k_p · K, l_p · layers) + h_p + h + h_seq · sequences sampled
 
 | symbol | field of `EngineCosts` | unit |
 |---|---|---|
 | k_kind | `gemm_factor`, `moe_factor`, `decode_attention_factor`, `prefill_attention_factor`, `link_factor` | 1 |
+| | `block_factor`, `mxfp4_factor`: times those of block-scaled fp8 kernels, of MXFP4 experts | 1 |
 | k_p | `prefill_factor`, times all kernels of a step that holds prefill | 1 |
 | λ_g, λ_e | `gemm_launch_s`, `elementwise_launch_s`: a matrix product's or small kernel's share of launches | s |
+| λ_q | `quantise_launch_s`: activations are brought to fp8 with a scale per block before each product | s |
+| s | `shared_overlap_frac`: share of the shared experts' kernels that a second stream hides in a decode step | 1 |
 | ε | `expert_group_s`: a layer of expert groups sorts tokens by group and joins unfused, once a layer | s |
 | h, h_seq | `host_s`, `host_s_per_seq`: host time of a step, of a sequence, that no overlap hides | s |
 | | `sync_host_s`, `sync_host_s_per_seq`: more of both where the scheduler waits for the step to end | s |

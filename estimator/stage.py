@@ -3,8 +3,8 @@
 | symbol | name | shape, unit |
 |---|---|---|
 | T | `tokens` | (num_points,): token counts of a step, per attention-dp rank |
-| body | `StepKernels.body_s[kind]` | (num_points,) s: kernels whose time depends on the step's tokens alone |
-| head | `.head_s[kind]` | (num_points,) s: output head of that many sampled sequences |
+| body | `StepKernels.body.seconds[kind]` | (num_points,) s: kernels whose time depends on the step's tokens alone |
+| head | `.head.seconds[kind]` | (num_points,) s: output head of that many sampled sequences |
 | launch, read | `.decode_launch_s`, `.read_s_per_token` | (num_points,): decode attention of that many sequences |
 | pair | `.pair_s` | s per (new, seen) pair of prefill attention |
 
@@ -21,13 +21,12 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from estimator.attention import DecodeLine, PrefillLine
+from estimator.attention_lines import AttentionLines, attention_lines
 from estimator.dtypes import WEIGHT_BYTES
 from estimator.operators import (
     AllGather,
     AllReduce,
     AllToAll,
-    AttentionOperator,
     DeltaNetOp,
     Elementwise,
     ExpertFfn,
@@ -73,13 +72,27 @@ def kind_of(operator: Operator, *, block_scaled: bool = False) -> Kind:
             return "attention"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AttentionLines:
-    """One operator that reads the cache or a state: decode over the grid, prefill as a line; window 0 = full."""
+@dataclass(slots=True, kw_only=True)
+class TokenWork:
+    """Kernels whose time depends on a step's tokens alone: seconds by kind, (num_points,) each, and how many there are.
 
-    decode: DecodeLine
-    prefill: PrefillLine
-    window_tokens: int = 0
+    Matrix products and elementwise kernels are timed without their launches, which the engine's way of launching
+    decides; of the products `num_block_gemms` are scaled in blocks.
+    """
+
+    seconds: dict[Kind, FloatArray] = field(default_factory=dict)
+    num_gemms: float = 0.0
+    num_block_gemms: float = 0.0
+    num_elementwise: float = 0.0
+
+    def add(self, operator: Operator, kind: Kind, seconds: FloatArray) -> None:
+        """Add an operator's runs, `seconds` long together."""
+        self.seconds[kind] = self.seconds.get(kind, np.zeros_like(seconds)) + seconds
+        if isinstance(operator, Gemm):
+            self.num_gemms += operator.count
+            self.num_block_gemms += operator.count * (kind == "block_gemm")
+        elif isinstance(operator, Elementwise):
+            self.num_elementwise += operator.count
 
 
 @dataclass(slots=True, kw_only=True)
@@ -88,22 +101,16 @@ class StepKernels:
 
     `window_*` belong to windowed and top-k layers, which read at most `window_tokens` tokens a sequence.
     `is_latent`: attention reads one latent for all heads. `prefill_launch_s` once a mixed step of that many tokens,
-    `prefill_s_per_token` per new token. Matrix products and elementwise kernels of the body are timed without their
-    launches, which depend on how the engine launches them: `num_gemms` and `num_elementwise` count them.
+    `prefill_s_per_token` per new token. `shared`: the part of the body that shared experts take, beside routed ones.
     `num_expert_groups`: layers whose experts are divided among groups of GPUs.
     """
 
     tokens: FloatArray
     num_layers: float
-    body_s: dict[Kind, FloatArray] = field(default_factory=dict)
-    head_s: dict[Kind, FloatArray] = field(default_factory=dict)
-    num_gemms: float = 0.0
-    num_elementwise: float = 0.0
+    body: TokenWork = field(default_factory=TokenWork)
+    shared: TokenWork = field(default_factory=TokenWork)
+    head: TokenWork = field(default_factory=TokenWork)
     num_expert_groups: float = 0.0
-    num_block_gemms: float = 0.0
-    shared_s: dict[Kind, FloatArray] = field(default_factory=dict)
-    num_shared_gemms: float = 0.0
-    num_shared_elementwise: float = 0.0
     decode_launch_s: FloatArray
     read_s_per_token: FloatArray
     window_read_s_per_token: FloatArray
@@ -133,6 +140,18 @@ class StepKernels:
         else:
             self.read_s_per_token = self.read_s_per_token + count * decode.s_per_cached_token
             self.pair_s += count * prefill.s_per_pair
+
+    def add_work(self, operator: TokenOperator, kind: Kind, seconds: FloatArray, launch_s: float) -> None:
+        """Add the runs of an operator that takes `seconds` each, `launch_s` of them its launch."""
+        if is_head(operator):
+            self.head.add(operator, kind, operator.count * seconds)
+            return
+        unlaunched_s = operator.count * (seconds - launch_s)
+        self.body.add(operator, kind, unlaunched_s)
+        if isinstance(operator, Gemm | Elementwise) and operator.role == "shared":
+            self.shared.add(operator, kind, unlaunched_s)
+        if isinstance(operator, ExpertFfn) and operator.ep > 1:
+            self.num_expert_groups += operator.count
 
 
 def step_kernels(  # noqa: PLR0913  what a stage runs, on what, how divided and in which formats
@@ -169,38 +188,31 @@ def step_kernels(  # noqa: PLR0913  what a stage runs, on what, how divided and 
             case StageTransfer():
                 kernels.transfer_s = kernels.transfer_s + operator.count * token_s(operator, timing, tokens)
             case _:
-                part = kernels.head_s if is_head(operator) else kernels.body_s
-                seconds = operator.count * token_s(
+                kernels.add_work(
                     operator,
-                    timing,
-                    tokens,
-                    power_law=power_law,
-                    block_scaled=block_scaled,
-                    pads_experts=pads_experts,
+                    kind_of(operator, block_scaled=block_scaled),
+                    token_s(
+                        operator,
+                        timing,
+                        tokens,
+                        power_law=power_law,
+                        block_scaled=block_scaled,
+                        pads_experts=pads_experts,
+                    ),
+                    _launch_s(operator, timing, block_scaled=block_scaled),
                 )
-                kind = kind_of(operator, block_scaled=block_scaled)
-                if isinstance(operator, ExpertFfn) and operator.ep > 1:
-                    kernels.num_expert_groups += operator.count
-                if part is kernels.body_s and isinstance(operator, Gemm | Elementwise):
-                    seconds = seconds - operator.count * _launch_s(operator, timing, block_scaled=block_scaled)
-                    if isinstance(operator, Gemm):
-                        kernels.num_gemms += operator.count
-                        kernels.num_block_gemms += operator.count * (kind == "block_gemm")
-                    else:
-                        kernels.num_elementwise += operator.count
-                part[kind] = part.get(kind, zeros) + seconds
-                if isinstance(operator, Gemm | Elementwise) and operator.role == "shared":
-                    kernels.shared_s[kind] = kernels.shared_s.get(kind, zeros) + seconds
-                    kernels.num_shared_gemms += operator.count * isinstance(operator, Gemm)
-                    kernels.num_shared_elementwise += operator.count * isinstance(operator, Elementwise)
     return kernels
 
 
-def _launch_s(operator: Gemm | Elementwise, timing: OperatorTiming, *, block_scaled: bool) -> float:
-    """Launch inside the measured time of one call."""
-    if isinstance(operator, Gemm):
-        return timing.launch_s("gemm", kernel_dtype(operator, block_scaled=block_scaled))
-    return timing.launch_s("elementwise", "")
+def _launch_s(operator: TokenOperator, timing: OperatorTiming, *, block_scaled: bool) -> float:
+    """Launch inside the measured time of one call that serving pays for in its own way; 0 for other kernels."""
+    match operator:
+        case Gemm():
+            return timing.launch_s("gemm", kernel_dtype(operator, block_scaled=block_scaled))
+        case Elementwise():
+            return timing.launch_s("elementwise", "")
+        case _:
+            return 0.0
 
 
 def is_head(operator: Operator) -> bool:
@@ -268,99 +280,3 @@ def token_s(
             return timing.exchange_s(operator.bytes(tokens), operator.num_gpus, operator.way)
         case StageTransfer():
             return timing.point_to_point_s(operator.bytes(tokens), across_nodes=False)
-
-
-def attention_lines(operator: AttentionOperator, timing: OperatorTiming, tokens: FloatArray) -> list[AttentionLines]:
-    """Decode and prefill lines of an operator; sparse attention has two, choosing (full) and reading (top-k)."""
-    match operator:
-        case GroupedAttention():
-            return [_grouped_lines(operator, timing, tokens)]
-        case LatentAttentionOp():
-            return [_latent_lines(operator, timing, tokens)]
-        case SparseAttentionOp():
-            return _sparse_lines(operator, timing, tokens)
-        case DeltaNetOp():
-            return [_delta_lines(operator, timing, tokens)]
-
-
-def _grouped_lines(op: GroupedAttention, timing: OperatorTiming, tokens: FloatArray) -> AttentionLines:
-    decode = timing.generation_attention(
-        tokens,
-        num_heads=op.num_heads,
-        num_kv_heads=op.num_kv_heads,
-        head_dim=op.head_dim,
-        window_tokens=op.window_tokens,
-        kv_dtype=op.kv_dtype,
-    )
-    prefill = timing.context_attention(
-        num_heads=op.num_heads,
-        num_kv_heads=op.num_kv_heads,
-        head_dim=op.head_dim,
-        window_tokens=op.window_tokens,
-        kv_dtype=op.kv_dtype,
-    )
-    return AttentionLines(decode=decode, prefill=prefill, window_tokens=op.window_tokens)
-
-
-def _latent_lines(op: LatentAttentionOp, timing: OperatorTiming, tokens: FloatArray) -> AttentionLines:
-    decode = timing.latent_generation_attention(
-        tokens,
-        num_heads=op.num_heads,
-        kv_lora_rank=op.kv_lora_rank,
-        qk_nope_dim=op.qk_nope_dim,
-        qk_rope_dim=op.qk_rope_dim,
-        v_dim=op.v_dim,
-        kv_dtype=op.kv_dtype,
-    )
-    prefill = timing.latent_context_attention(
-        num_heads=op.num_heads,
-        kv_lora_rank=op.kv_lora_rank,
-        qk_nope_dim=op.qk_nope_dim,
-        qk_rope_dim=op.qk_rope_dim,
-        v_dim=op.v_dim,
-        kv_dtype=op.kv_dtype,
-    )
-    return AttentionLines(decode=decode, prefill=prefill)
-
-
-def _sparse_lines(op: SparseAttentionOp, timing: OperatorTiming, tokens: FloatArray) -> list[AttentionLines]:
-    index_decode = timing.index_generation(tokens, index_heads=op.index_heads, index_head_dim=op.index_head_dim)
-    index_prefill = timing.index_context(index_heads=op.index_heads, index_head_dim=op.index_head_dim)
-    decode = timing.sparse_generation_attention(
-        tokens,
-        num_heads=op.num_heads,
-        kv_lora_rank=op.kv_lora_rank,
-        qk_rope_dim=op.qk_rope_dim,
-        index_topk=op.index_topk,
-        kv_dtype=op.kv_dtype,
-    )
-    prefill = timing.sparse_context_attention(
-        num_heads=op.num_heads,
-        kv_lora_rank=op.kv_lora_rank,
-        qk_rope_dim=op.qk_rope_dim,
-        index_topk=op.index_topk,
-        kv_dtype=op.kv_dtype,
-    )
-    return [
-        AttentionLines(decode=index_decode, prefill=index_prefill),
-        AttentionLines(decode=decode, prefill=prefill, window_tokens=op.index_topk),
-    ]
-
-
-def _delta_lines(op: DeltaNetOp, timing: OperatorTiming, tokens: FloatArray) -> AttentionLines:
-    decode = timing.delta_net_generation(
-        tokens,
-        num_key_heads=op.num_key_heads,
-        num_value_heads=op.num_value_heads,
-        key_dim=op.key_dim,
-        value_dim=op.value_dim,
-        conv_kernel=op.conv_kernel,
-    )
-    prefill = timing.delta_net_context(
-        num_key_heads=op.num_key_heads,
-        num_value_heads=op.num_value_heads,
-        key_dim=op.key_dim,
-        value_dim=op.value_dim,
-        conv_kernel=op.conv_kernel,
-    )
-    return AttentionLines(decode=decode, prefill=prefill)

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from estimator.build import build_instance, layout_kernels, step_breakdown, step_cost
+from estimator.build import build_instance, layout_kernels, step_breakdown, step_cost, step_cost_of
 from estimator.catalogue.engines import engine_names, load_engine
 from estimator.catalogue.gpus import load_gpu
 from estimator.catalogue.models import load_model
@@ -17,6 +17,7 @@ from estimator.dtypes import Dtypes
 from estimator.engine import COST_BOUNDS, EngineCosts
 from estimator.errors import BestServeError
 from estimator.instance import EngineLimits, Instance
+from estimator.model import MoeFfn
 from estimator.operators import ExpertFfn, stage_operators
 from estimator.outcome import Infeasible
 from estimator.parallelism import Parallelism
@@ -75,7 +76,7 @@ def test_grid_is_close_to_full_evaluation() -> None:
         power_law=engine.power_law_routing,
         block_scaled=False,
     )
-    exact = step_cost(full, engine.costs_on("hopper"), LIMITS).mixed_s[1:]
+    exact = step_cost_of(full, engine, "hopper", LIMITS).mixed_s[1:]
     error = np.abs(instance.cost.mixed_s[1:] / exact - 1)
     assert np.median(error) < 0.005
     assert error.max() < 0.05
@@ -199,4 +200,46 @@ def test_a_gather_brings_one_part() -> None:
     kernels = step_kernels(gather, timing, np.array([1024.0]), num_layers=61, power_law=False, block_scaled=True)
     calls = sum(op.count for op in gather)
     expected = calls * timing.all_gather_s(1024.0 * 2 * model.hidden_size, 8)
-    assert kernels.body_s["link"] == pytest.approx(expected, rel=1e-12)
+    assert kernels.body.seconds["link"] == pytest.approx(expected, rel=1e-12)
+
+
+def test_small_steps_with_prompts_replay_graphs() -> None:
+    """Up to the graphs' size neither the prefill factor nor the host's launches make a step with prompts longer."""
+    model, gpu, engine = load_model("meta-llama/Llama-3.1-8B"), load_gpu("h100_sxm"), load_engine("sglang")
+    kernels = layout_kernels(model, gpu, engine, Parallelism(), Dtypes(weight="bf16", kv="bf16"), 8192)
+    costs = EngineCosts(prefill_factor=1.5)
+    launched, replayed = (step_cost(kernels, costs, LIMITS, mixed_graph_tokens=n).mixed_s for n in (0, 512))
+    plain = step_cost(kernels, replace(costs, prefill_factor=1.0, prefill_layer_s=0.0), LIMITS).mixed_s
+    slower = replayed[1:513] - plain[1:513]  # attention keeps its factor
+    assert np.all(slower >= 0)
+    assert np.all(slower < 0.1 * plain[1:513])
+    np.testing.assert_array_equal(replayed[513:], launched[513:])
+    assert np.all(replayed[1:513] < launched[1:513])
+
+
+def test_a_second_stream_hides_shared_experts() -> None:
+    """With all of them hidden a decode step is as long as one without shared experts; mixed steps keep theirs."""
+    shape, gpu, engine = load_model("deepseek-ai/DeepSeek-R1"), load_gpu("h200_sxm"), load_engine("sglang")
+    bare = replace(
+        shape,
+        layers=tuple(
+            replace(group, ffn=replace(group.ffn, num_shared=0) if isinstance(group.ffn, MoeFfn) else group.ffn)
+            for group in shape.layers
+        ),
+    )
+    layout, dtypes, costs = Parallelism(tp=8), Dtypes(weight="fp8", kv="fp8"), EngineCosts(shared_overlap_frac=1.0)
+    with_shared, without = (
+        step_cost(layout_kernels(model, gpu, engine, layout, dtypes, 8192), costs, LIMITS) for model in (shape, bare)
+    )
+    np.testing.assert_allclose(with_shared.decode_s, without.decode_s, rtol=1e-12)
+    assert np.all(with_shared.mixed_s[1:] > without.mixed_s[1:])
+
+
+def test_only_block_scaled_products_quantise_their_activations() -> None:
+    """λ_q lengthens a step of block-scaled fp8 by the number of its products, and no step of bf16."""
+    shape, gpu, engine = load_model("Qwen/Qwen3-235B-A22B"), load_gpu("h200_sxm"), load_engine("vllm")
+    for dtype, num in (("fp8", 2 * 94), ("bf16", 0)):
+        dtypes = Dtypes(weight=dtype, kv="fp8")  # type: ignore[arg-type]
+        kernels = layout_kernels(shape, gpu, engine, Parallelism(tp=4), dtypes, 8192)
+        slow, fast = (step_cost(kernels, EngineCosts(quantise_launch_s=s), LIMITS).decode_s for s in (3e-6, 1e-6))
+        np.testing.assert_allclose(slow - fast, 2e-6 * num, rtol=1e-9, atol=1e-15)
