@@ -39,7 +39,8 @@ Key = tuple[str, str]  # engine, architecture
 Group = tuple[str, str, str]  # model, GPU, engine
 NAMES = tuple(field.name for field in fields(EngineCosts))
 LOW = np.array([COST_BOUNDS[name][0] for name in NAMES])
-SPAN = np.array([COST_BOUNDS[name][1] for name in NAMES]) - LOW
+HIGH = np.array([COST_BOUNDS[name][1] for name in NAMES])
+SPAN = HIGH - LOW
 SHIFT_STD = {"base": 0.5, "engine": 0.2, "architecture": 0.1}
 ENGINE_OWN = {
     "gemm_launch_s": 3.0,
@@ -81,7 +82,7 @@ def position_of(costs: EngineCosts) -> FloatArray:
 
 def costs_at(position: FloatArray) -> EngineCosts:
     """Costs at z, (num_symbols,)."""
-    values = LOW + SPAN / (1.0 + np.exp(-position))
+    values = np.minimum(LOW + SPAN / (1.0 + np.exp(-position)), HIGH)
     return EngineCosts(**dict(zip(NAMES, (float(value) for value in values), strict=True)))
 
 
