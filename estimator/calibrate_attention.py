@@ -37,6 +37,7 @@ MOST_HEADS = 64
 MOST_GROUP = 16  # query heads per key/value head of grouped models (Llama-3.1-405B, Qwen3-235B)
 HEADS = ("num_heads", "num_key_value_heads", "head_dim")
 NO_WINDOW = frozenset(("outside_frac",))
+NOT_CACHED = frozenset(("cache_bytes", "cache_frac"))
 LATENT_LAUNCH = {"launch_s": 14e-6}  # of latent kernels in the tables that a graph launched, where the host hides it
 ONE_LATENT = NO_WINDOW | {"lone_s", "lone_frac"}  # all heads share it
 
@@ -162,7 +163,7 @@ def index(folder: Path) -> Iterator[Group]:
         def predict(curve: ElementwiseCurve, gpu: Gpu, x: Rows) -> FloatArray:
             return curve.seconds(gpu, x["batch_size"] * (x["step"] + 1.0) * INDEX_KEY_BYTES)
 
-        yield from group_of("index_generation", "fp8", newest_rows(rows), ElementwiseCurve, predict)
+        yield from group_of("index_generation", "fp8", newest_rows(rows), ElementwiseCurve, predict, fixed=NOT_CACHED)
 
 
 def delta_nets(folder: Path) -> Iterator[Group]:
@@ -186,7 +187,7 @@ def delta_nets(folder: Path) -> Iterator[Group]:
             if isinstance(curve, RecurrentCurve):
                 per_token = np.asarray(delta_net_bytes_per_token(*heads))
                 return curve.measured_s(gpu, x["batch_size"], x["seq_len"], per_token)
-            return curve.seconds(gpu, x["batch_size"] * delta_net_bytes_per_seq(*heads))
+            return curve.measured_s(gpu, x["batch_size"] * delta_net_bytes_per_seq(*heads))
 
         curve = RecurrentCurve if phase == "context" else ElementwiseCurve
         yield from group_of(f"delta_net_{phase}", "bf16", rows, curve, predict, shape=("num_k_heads", "num_v_heads"))
