@@ -178,7 +178,7 @@ class DecodeCurve:
         if self.fill_s == 0.0:
             return line
         cached = np.maximum(num_seqs, 1.0)[..., None] * STRAIGHT_TOKENS
-        filled_s = self._fill_s(cached, shape)
+        filled_s = self._fill_s(cached * np.asarray(shape.num_kv_heads * shape.kv_bytes)[..., None])
         weight = (line.launch_s[..., None] + line.s_per_cached_token[..., None] * cached + filled_s) ** -2.0
         weight = weight / weight.sum(axis=-1, keepdims=True)
         middle, filled = (weight * cached).sum(axis=-1), (weight * filled_s).sum(axis=-1)
@@ -199,12 +199,13 @@ class DecodeCurve:
         As a benchmark measures it: small caches stay in L2, and the fill bends.
         """
         read = cached_tokens - (1.0 - self.outside_frac) * outside_tokens
-        near = cached_frac(read * shape.num_kv_heads * shape.kv_bytes, self.cache_bytes)
+        bytes_per_token = shape.num_kv_heads * shape.kv_bytes
+        near = cached_frac(read * bytes_per_token, self.cache_bytes)
         cold = self._line(gpu, num_seqs, shape, self.memory_frac)
         warm = self._line(gpu, num_seqs, shape, self.cache_frac)
         cold_s = cold.launch_s + cold.s_per_cached_token * read
         warm_s = warm.launch_s + warm.s_per_cached_token * read
-        return np.asarray(cold_s + near * (warm_s - cold_s) + self._fill_s(cached_tokens, shape))
+        return np.asarray(cold_s + near * (warm_s - cold_s) + self._fill_s(cached_tokens * bytes_per_token))
 
     def _line(self, gpu: Gpu, num_seqs: FloatArray, shape: HeadShape, memory_frac: float) -> DecodeLine:
         """Launch and cached tokens, without the fill."""
@@ -225,6 +226,6 @@ class DecodeCurve:
             outside_frac=self.outside_frac,
         )
 
-    def _fill_s(self, cached_tokens: FloatArray, shape: HeadShape) -> FloatArray:
-        filled = cached_tokens * shape.num_kv_heads * shape.kv_bytes / self.fill_bytes
+    def _fill_s(self, num_bytes: FloatArray) -> FloatArray:
+        filled = num_bytes / self.fill_bytes
         return np.asarray(self.fill_s * filled / softmax_norm(SHARPNESS, np.ones_like(filled), filled))
