@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from estimator.goodput import FULL
+from estimator.goodput import EXPLORING, FULL
 from search.spec import SloSpec, Spec
 from search.view import Candidate, gpu_label
 from spaces.problem import Problem, link_of
@@ -85,7 +85,8 @@ def assumptions_of(spec: Spec, problem: Problem, best: Candidate | None) -> tupl
         (
             "Goodput",
             f"highest rate that keeps the targets over {FULL.num_requests:,} simulated requests or more, the same for "
-            f"every strategy (seed {spec.search.seed}); the start from empty and the end are not judged",
+            f"every strategy (seed {spec.search.seed}); the start from empty and the end are not judged. What the "
+            f"answer does not rest on was looked at over {EXPLORING.num_requests:,}",
         ),
         ("Prices", "third-party records of public list prices, not quotes; whole nodes where sold so"),
         ("Not modelled", "start-up and warm-up of instances, network contention beside the KV hand-over"),

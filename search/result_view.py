@@ -130,6 +130,7 @@ def _candidate(row: dict[Any, Any], tariff: Tariff, mean_output_tokens: float) -
             )
             for line in costs.lines
         ),
+        is_explored=bool(row.get("is_explored", False)),
     )
 
 

@@ -46,7 +46,10 @@ class BillRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """One evaluated strategy. Goodput has the interval that sampling leaves; latencies hold at the goodput rate."""
+    """One evaluated strategy. Goodput has the interval that sampling leaves; latencies hold at the goodput rate.
+
+    `is_explored`: found on few requests; what the answer rests on is not.
+    """
 
     strategy: str
     is_disaggregated: bool
@@ -62,6 +65,7 @@ class Candidate:
     utilisation_frac: float
     tier: str
     bill: tuple[BillRow, ...] = ()
+    is_explored: bool = False
 
     @property
     def num_gpus(self) -> int:
@@ -241,7 +245,12 @@ class View:
         searched = (
             f"{self.num_evaluated:,} strategies evaluated"
             + (f" of {self.space_size:,} in the space" if self.space_size else "")
-            + (" (all)." if self.is_complete else ".")
+            + (" (all)" if self.is_complete else "")
+            + (
+                f", {self.num_confirmed:,} of them on many requests."
+                if self.num_confirmed < len(self.candidates)
+                else "."
+            )
         )
         rests = {
             "fitted": "Times fitted on measurements of this GPU and engine",
@@ -255,6 +264,11 @@ class View:
         sampled = f"Goodput ±{margin:.1%} from sampling{', more than the headroom: it may just miss' if near else ''}."
         rest = f"{rests.get(best.tier, best.tier)}{off}."
         return (sampled, searched, rest, self.run_error) if self.run_error else (sampled, searched, rest)
+
+    @property
+    def num_confirmed(self) -> int:
+        """Strategies evaluated at full effort: those that the answer rests on, and those it could have rested on."""
+        return sum(not candidate.is_explored for candidate in self.candidates)
 
     @property
     def bottleneck(self) -> str:

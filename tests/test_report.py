@@ -16,7 +16,7 @@ from rich.console import Console
 from search.console import Trimmed
 from search.report.cost import parts_of
 from search.report.figures import figures_of
-from search.report.page import PLOTLY, in_script, render_page, write_report
+from search.report.page import PLOTLY, detail, in_script, render_page, write_report
 from search.terminal import near_rows, print_view
 from search.view import View
 from tests.small_view import candidate, errors, money, serving, view
@@ -32,6 +32,18 @@ def printed(shown: View, *, width: int, terminal: bool) -> str:
     text = io.StringIO()
     print_view(shown, Console(file=text, width=width, force_terminal=terminal, color_system=None, highlight=False))
     return text.getvalue()
+
+
+def test_what_was_found_on_few_requests_says_so() -> None:
+    """A strategy that was only explored says so where it is looked at; the answer's certainty counts the others."""
+    shown = view()
+    rough = replace(shown.candidates[-1], is_explored=True)
+    some = replace(shown, candidates=(*shown.candidates[:-1], rough))
+    assert "on few requests" in detail(some, rough)["Goodput"]
+    assert "on few requests" not in detail(some, some.candidates[0])["Goodput"]
+    num = len(shown.candidates) - 1
+    assert f"40 strategies evaluated of 1,234 in the space, {num} of them on many requests." in some.certainties
+    assert "40 strategies evaluated of 1,234 in the space." in shown.certainties
 
 
 def test_answer_names_gpus_price_headroom_and_token_price() -> None:

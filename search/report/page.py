@@ -75,7 +75,7 @@ def detail(view: View, candidate: Candidate) -> dict[str, str]:
     return {
         "Strategy": candidate.strategy,
         "GPUs": f"{candidate.gpus} ({candidate.architecture})",
-        "Goodput": f"{rate}, set by {candidate.binding_limit}",
+        "Goodput": f"{rate}, set by {candidate.binding_limit}{', on few requests' if candidate.is_explored else ''}",
         "Headroom": f"{candidate.headroom_frac(view.demand_req_s):+.0%} against the demand",
         "Cost": f"{view.usd(candidate.usd_per_h)}/h, {view.usd(candidate.usd_per_1m_output)} per 1M output tokens",
         "At goodput": f"TTFT P90 {candidate.ttft_p90_ms:.0f} ms, TPOT P90 {candidate.tpot_p90_ms:.1f} ms",
