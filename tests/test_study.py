@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -225,3 +226,19 @@ def test_evaluations_survive_json() -> None:
     finite = Evaluation.from_dict(values)
     assert Evaluation.from_dict(finite.as_dict() | {"later": 1}) == finite
     assert finite.goodput_req_s == evaluation.goodput_req_s
+
+
+def test_lines_are_the_systems_at_once_and_the_disks_within_a_second(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every evaluation can be read by another process when it is appended, though the disk is waited for seldom."""
+    waits: list[int] = []
+    monkeypatch.setattr(os, "fsync", waits.append)
+    path = tmp_path / "study.journal"
+    journal = Journal(path, "test")
+    found = run_study(small_problem(), Settings(trials=40, sampler="random"), journal)
+    assert len(Journal(path, "test").read()) == len(found.evaluations)
+    assert len(waits) < 10
+    before = len(waits)
+    journal.close()
+    assert len(waits) == before + 1

@@ -2,7 +2,7 @@
 
     python -m tests.bench.bench_search truth quality      hypervolume and least cost against exhaustive fronts
     python -m tests.bench.bench_search plan workers scale  time of whole plans
-    python -m tests.bench.bench_search machinery sweep     a space of 112,149 strategies gone through whole
+    python -m tests.bench.bench_search exact overhead      what the bound leaves to simulate; what the study adds
 
 Ground truth (every strategy of three spaces simulated, a quarter of an hour on one core) is kept in `--cache` and
 extended where it was left. Times depend on the machine and its load; ratios and shares less so.
@@ -16,24 +16,23 @@ import resource
 import sys
 import tempfile
 import time
-import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from estimator.goodput import Effort
-from search.evaluate import Evaluate, Evaluation, evaluate
+from search.evaluate import Evaluation, evaluate
 from search.executor import LocalExecutor, RayExecutor
 from search.journal import Journal
 from search.pareto import hypervolume, non_dominated
-from search.planner import plan
-from search.screen import Screen
+from search.planner import Plan, plan
 from search.spec import Spec, parse_spec
-from search.study import Settings, Study, StudyResult
+from search.study import REACH, Settings, Study
 from search.tariff import Tariff, tariff_of
 from spaces.problem import Problem
 from spaces.space import Space
@@ -119,36 +118,47 @@ def truths(cache: Path) -> None:
 
 
 def quality(cache: Path) -> None:
-    """Share of the exhaustive hypervolume, and least cost, by problem, budget and seed."""
-    print("| problem | strategies | budget | evaluated | hypervolume, least of 5 seeds | cost over exhaustive, most |")
-    print("|---|---|---|---|---|---|")
-    for name in PROBLEMS:
+    """Share of the exhaustive hypervolume, and least cost, by problem, budget and seed.
+
+    The whole front without a reach; with the default one, the front up to it.
+    """
+    print("| problem | strategies | front | budget | evaluated | hypervolume, least of 5 | cost over exhaustive |")
+    print("|---|---|---|---|---|---|---|")
+    for name, (reach, front), share in product(PROBLEMS, ((None, "whole"), (REACH, "to the reach")), (0.05, 0.2)):
         every = truth(name, cache)
-        for share in (0.05, 0.2):
-            runs = [_studied(every, int(share * every.space.size), seed) for seed in range(5)]
-            evaluated, areas, costs = zip(*runs, strict=True)
-            shares = f"{min(evaluated)}-{max(evaluated)} ({max(evaluated) / every.space.size:.1%})"
-            print(
-                f"| {name} | {every.space.size:,} | {share:.0%} | {shares} | {min(areas):.4%} | {max(costs):+.2%} |",
-                flush=True,
-            )
+        runs = [_studied(every, int(share * every.space.size), seed, reach) for seed in range(5)]
+        evaluated, areas, costs = zip(*runs, strict=True)
+        evaluations = f"{min(evaluated)}-{max(evaluated)} ({max(evaluated) / every.space.size:.1%})"
+        row = (
+            name,
+            f"{every.space.size:,}",
+            front,
+            f"{share:.0%}",
+            evaluations,
+            f"{min(areas):.4%}",
+            f"{max(costs):+.2%}",
+        )
+        print("|", " | ".join(row), "|", flush=True)
 
 
-def _studied(every: Truth, trials: int, seed: int) -> tuple[int, float, float]:
+def _studied(every: Truth, trials: int, seed: int, reach: float | None) -> tuple[int, float, float]:
     """Evaluations, share of the hypervolume, and relative cost of the least-cost answer of one study."""
     demand = every.spec.traffic.rate_req_s
     executor = LocalExecutor(every.space.problem, seed=0, evaluate=lambda _, strategy, __: every.by_text[str(strategy)])
-    settings = Settings(trials=trials, seed=seed, demand_req_s=demand)
+    settings = Settings(trials=trials, seed=seed, demand_req_s=demand, reach=reach)
     found = list(Study(every.space, executor, every.tariff, settings).run().evaluations)
     goodput, cost = every.points(list(every.by_text.values()))
-    reference = 1.001 * max(cost)
     got, paid = every.points(found)
+    ceiling = min(demand * reach if reach else np.inf, max(goodput))
 
-    def least(goodputs: list[float], costs: list[float]) -> float:
-        return min((c for g, c in zip(goodputs, costs, strict=True) if g >= demand), default=np.inf)
+    def least(goodputs: list[float], costs: list[float], carried: float) -> float:
+        return min((c for g, c in zip(goodputs, costs, strict=True) if g >= carried), default=np.inf)
 
-    area = hypervolume(got, paid, ref_usd_per_h=reference) / hypervolume(goodput, cost, ref_usd_per_h=reference)
-    return len(found), area, least(got, paid) / least(goodput, cost) - 1.0
+    reference = 1.001 * (least(goodput, cost, ceiling) if reach else max(cost))
+    area, whole = (
+        hypervolume(np.minimum(g, ceiling), c, ref_usd_per_h=reference) for g, c in ((got, paid), (goodput, cost))
+    )
+    return len(found), area / whole, least(got, paid, demand) / least(goodput, cost, demand) - 1.0
 
 
 def exact(cache: Path) -> None:
@@ -169,12 +179,12 @@ def exact(cache: Path) -> None:
         print(f"| {name} | {every.space.size:,} | {len(found):,} | {len(fronts[1])} points, {same} |", flush=True)
 
 
-def timed_plan(given: Mapping[str, Any], workers: int | None) -> tuple[float, int]:
-    """Seconds and evaluations of a whole plan in a folder of its own."""
+def timed_plan(given: Mapping[str, Any], workers: int | None) -> tuple[float, Plan]:
+    """Seconds that a whole plan takes in a folder of its own, and the plan."""
     with tempfile.TemporaryDirectory() as folder:
         started_s = time.perf_counter()
         found = plan(spec_of("bench", given), out=Path(folder) / "run", workers=workers)
-        return time.perf_counter() - started_s, len(found.table)
+        return time.perf_counter() - started_s, found
 
 
 def plans(_: Path) -> None:
@@ -187,7 +197,8 @@ def plans(_: Path) -> None:
         (f"1,000 simulations, {cores} Ray workers", SIXTEEN, cores),
     ):
         cpu_s = _cpu_s()
-        took_s, num = timed_plan(given, workers)
+        took_s, found = timed_plan(given, workers)
+        num = len(found.table)
         used_s = _cpu_s() - cpu_s
         print(
             f"| {name} | {took_s:.1f} s | {num} evaluated, {num / took_s:.0f}/s | {used_s:.1f} s of CPU |", flush=True
@@ -244,87 +255,30 @@ def overhead(_: Path) -> None:
 
 
 def scale(_: Path) -> None:
-    """A plan for up to 4,096 GPUs against one for up to 32."""
-    times = {}
-    for most, demand in ((32, 20), (4096, 2560)):
-        traffic = {"rate_req_s": demand, "lengths": CHAT}
-        given = PROBLEMS["Qwen3-32B"] | {"search": {"max_gpus": most, "trials": 64}, "traffic": traffic}
-        cpu_s = _cpu_s()
-        took_s, num = timed_plan(given, 0)
-        times[most] = _cpu_s() - cpu_s
-        print(f"| up to {most} GPUs | {took_s:.1f} s | {num} evaluated, {times[most]:.1f} s of CPU |", flush=True)
-    print(f"| ratio of CPU | {times[4096] / times[32]:.2f} |")
+    """Plans for up to 4,096 GPUs against one for up to 32: a like demand, and one of the larger cluster's size."""
+    timed_plan(_scaled(32, 20, 8), 0)  # compiled kernels
+    for trials in (64, 256):
+        small, num_small, least = _timed_cpu(_scaled(32, 20, trials))
+        for demand in (20, 2560):
+            took, num, cost = _timed_cpu(_scaled(4096, demand, trials))
+            print(
+                f"| {trials} trials, {demand} req/s | {num} evaluated | {took / small:.2f} times the CPU of 32 GPUs, "
+                f"{small:.1f} s for {num_small} | ${cost:,.2f}/h; 32 GPUs for 20 req/s: ${least:,.2f}/h |",
+                flush=True,
+            )
 
 
-def sweep(_: Path) -> None:
-    """112,149 strategies gone through whole by simulation, but for what the bound rules out."""
-    _swept(evaluate, screen=True)
+def _scaled(most: int, demand_req_s: float, trials: int) -> dict[str, Any]:
+    traffic = {"rate_req_s": demand_req_s, "lengths": CHAT}
+    return PROBLEMS["Qwen3-32B"] | {"search": {"max_gpus": most, "trials": trials}, "traffic": traffic}
 
 
-def machinery(_: Path) -> None:
-    """The same with a law in place of simulation and nothing ruled out: what 112,149 evaluations cost to keep."""
-    _swept(None, screen=False)
-
-
-def _swept(judge: Evaluate | None, *, screen: bool) -> None:
-    """Interrupted once and resumed: time, memory, what was ruled out; with a law, whether the front is the true one."""
-    spec = spec_of("sweep", PROBLEMS["Qwen3-32B"] | {"search": {"max_gpus": 24}})
-    problem, tariff = spec.problem(), tariff_of(spec)
-    space = Space(problem)
-    table = Screen(space, tariff)
-    law = judge or _law(table)
-    with tempfile.TemporaryDirectory() as folder:
-
-        def study(stop_after: int | None) -> StudyResult:
-            executor = LocalExecutor(problem, seed=0, evaluate=_stopping(law, stop_after))
-            settings = Settings(sampler="exhaustive", demand_req_s=spec.traffic.rate_req_s, screen=screen)
-            journal = Journal(Path(folder) / "journal", "sweep")
-            return Study(space, executor, tariff, settings, journal, screen=table).run()
-
-        started_s = time.perf_counter()
-        try:
-            study(1000)
-        except KeyboardInterrupt:
-            print("interrupted after 1,000 evaluations", flush=True)
-        found = study(None)
-        took_s = time.perf_counter() - started_s
-        journal_mb = (Path(folder) / "journal").stat().st_size / 1e6
-    costs = [tariff.usd_per_h(Strategy.parse(e.strategy)) for e in found.evaluations]
-    goodput = [e.goodput_req_s for e in found.evaluations]
-    front = {(goodput[i], costs[i]) for i in non_dominated(goodput, costs)}
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-    print(
-        f"| {space.size:,} strategies | {len(goodput):,} evaluated, {found.num_ruled_out:,} ruled out | {took_s:.0f} s "
-        f"| {memory:.2f} GB | journal {journal_mb:.0f} MB | {len(front)} on the front |"
-    )
-    if judge is None:
-        every = [law(problem, strategy, 0).goodput_req_s for strategy in space]
-        paid = [tariff.usd_per_h(strategy) for strategy in space]
-        print(f"| front is the true one | {front == {(every[i], paid[i]) for i in non_dominated(every, paid)}} |")
-
-
-def _law(screen: Screen) -> Evaluate:
-    """Goodput as the bound less a share that the written form fixes."""
-
-    def judged(_: Problem, strategy: Strategy, __: int) -> Evaluation:
-        text = str(strategy)
-        bound = float(screen.rows([strategy]).bound_req_s[0])
-        goodput = bound * (0.7 + 0.3 * zlib.crc32(text.encode()) / 2**32)
-        return Evaluation(strategy=text, status="ok" if goodput > 0 else "unstable", goodput_req_s=goodput)
-
-    return judged
-
-
-def _stopping(judge: Evaluate, after: int | None) -> Evaluate:
-    calls = [0]
-
-    def counted(problem: Problem, strategy: Strategy, seed: int) -> Evaluation:
-        calls[0] += 1
-        if after is not None and calls[0] > after:
-            raise KeyboardInterrupt
-        return judge(problem, strategy, seed)
-
-    return counted
+def _timed_cpu(given: Mapping[str, Any]) -> tuple[float, int, float]:
+    """CPU seconds, evaluations and cost of what a plan in this process recommends."""
+    cpu_s = _cpu_s()
+    _, found = timed_plan(given, 0)
+    assert found.recommended is not None
+    return _cpu_s() - cpu_s, len(found.table), found.tariff.usd_per_h(Strategy.parse(found.recommended.strategy))
 
 
 def main() -> None:
@@ -338,7 +292,7 @@ def main() -> None:
         "overhead": overhead,
         "scale": scale,
     }
-    parts |= {"sweep": sweep, "truth": truths, "machinery": machinery, "exact": exact}
+    parts |= {"truth": truths, "exact": exact}
     for name in (argument for argument in arguments if not argument.startswith("--")):
         parts[name](cache)
 
