@@ -21,6 +21,8 @@ from pathlib import Path
 from typing import Any, Protocol
 from unittest import mock
 
+from threadpoolctl import threadpool_limits
+
 from estimator.errors import BestServeError
 from search.evaluate import Evaluate, Evaluation, evaluate, evaluate_all, explore, failed
 from spaces.problem import Problem
@@ -101,13 +103,16 @@ class EagerExecutor:
 
     `planned`: strategies that the study may evaluate; None: start at once. Starting Ray takes 3 to 4 s and each worker
     as long again in imports and compiled kernels; where threads here would be done sooner, it is never started. Linux
-    ends Ray's servers with the thread that started them (PR_SET_PDEATHSIG): it stays until all is closed.
+    ends Ray's servers with the thread that started them (PR_SET_PDEATHSIG): it stays until all is closed. Starting them
+    forks, and OpenBLAS takes its threads down before a fork: a product that another thread has just begun would never
+    end, so products have one thread from before the start until all is closed.
     """
 
     def __init__(self, here: LocalExecutor, start: Callable[[], RayExecutor], *, planned: int | None = None) -> None:
         self._here, self._start, self._planned = here, start, planned
         self._thread: threading.Thread | None = None
         self._there: RayExecutor | None = None
+        self._blas: threadpool_limits | None = None
         self._spent_s, self._num_done = 0.0, 0
         self._settled, self._over = threading.Event(), threading.Event()
         self._begin_if_due()
@@ -146,9 +151,12 @@ class EagerExecutor:
             self._there.close()
         self._over.set()
         self._thread.join()
+        if self._blas is not None:
+            self._blas.restore_original_limits()
 
     def _begin_if_due(self) -> None:
         if self._thread is None and self._is_due:
+            self._blas = threadpool_limits(1, user_api="blas")
             self._thread = threading.Thread(target=self._begin, daemon=True)
             self._thread.start()
 

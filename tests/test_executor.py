@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -184,3 +186,28 @@ def test_ray_keeps_to_itself() -> None:
         assert ports_open_to_others() <= before
     finally:
         executor.close()
+
+
+FORKING = """
+import subprocess, time, warnings
+import numpy as np
+from search.executor import EagerExecutor, LocalExecutor
+
+def start():
+    for _ in range(200):
+        subprocess.run(["true"], preexec_fn=lambda: None, check=True)
+    raise RuntimeError("done forking")
+
+warnings.simplefilter("ignore")
+executor = EagerExecutor(LocalExecutor(None, seed=0), start)
+tall = np.random.default_rng(0).normal(size=(200, 60))
+until = time.monotonic() + 5
+while time.monotonic() < until:
+    np.linalg.inv(tall.T @ tall)
+executor.close()
+"""
+
+
+def test_products_do_not_hang_while_ray_forks() -> None:
+    """OpenBLAS takes its threads down before a fork: a product just begun by another thread must still end."""
+    subprocess.run([sys.executable, "-c", FORKING], check=True, timeout=60)
