@@ -31,8 +31,9 @@ class Instance:
     `num_kv_blocks`: blocks of `BLOCK_TOKENS` tokens per attention-dp rank. `shared_prefix_blocks` of them hold cached
     prefixes for good. `kv_bytes_per_token`: of the whole instance, what a hand-over must move. `request_overhead_s`:
     HTTP, tokenisation and scheduling before the first step, part of TTFT and no step; `overhead_s_per_token` more for
-    each prompt token. `frontend_s`: what the front end does for one request after another. `cold_start_s`: the burst of
-    a closed loop waits so long for kernels that nobody has warmed up. The scheduler looks at its queue every
+    each prompt token. `frontend_s`: what the front end does for one request after another; `output_s_per_token`: and
+    for one output token of all sequences after another, beside it (collocated instances only). `cold_start_s`: the
+    burst of a closed loop waits so long for kernels that nobody has warmed up. The scheduler looks at its queue every
     `poll_steps` decode steps and after every step with prompts; it holds prompts back for `wait_steps` decode steps
     until they fill a step; `looks_ahead`: it puts the next step together when the present one begins.
     `stage_transfer_s`: hand-over of activations to the next pipeline stage. `tier`: what the times rest on, worst
@@ -48,6 +49,7 @@ class Instance:
     request_overhead_s: float = 0.0
     stage_transfer_s: float = 0.0
     frontend_s: float = 0.0
+    output_s_per_token: float = 0.0
     overhead_s_per_token: float = 0.0
     cold_start_s: float = 0.0
     poll_steps: int = 1

@@ -13,6 +13,7 @@ from estimator.iteration import StepCost
 from estimator.parallelism import Parallelism
 from estimator.requests import Requests
 from estimator.simulate import simulate
+from estimator.simulation import Simulation
 from estimator.system import Collocated, Disaggregated, KvLink
 
 DECODE_S, PROMPT_S = 0.010, 0.100
@@ -43,6 +44,18 @@ def instance(**changes: float) -> Instance:
 
 def first_tokens_s(one: Instance, arrivals: list[float], outputs: int = 40) -> list[float]:
     """First-token times of prompts of 10 tokens."""
+    found: list[float] = short_run(one, arrivals, outputs).first_token_s.tolist()
+    return found
+
+
+def finishes_s(one: Instance, arrivals: list[float], outputs: int) -> list[float]:
+    """When the same requests are finished."""
+    found: list[float] = short_run(one, arrivals, outputs).finish_s.tolist()
+    return found
+
+
+def short_run(one: Instance, arrivals: list[float], outputs: int) -> Simulation:
+    """Prompts of 10 tokens on one instance."""
     num = len(arrivals)
     requests = Requests(
         arrival_s=np.array(arrivals),
@@ -50,8 +63,7 @@ def first_tokens_s(one: Instance, arrivals: list[float], outputs: int = 40) -> l
         output_tokens=np.full(num, outputs),
         cached_tokens=np.zeros(num, dtype=np.int64),
     )
-    found: list[float] = simulate(Collocated(instance=one), requests).first_token_s.tolist()
-    return found
+    return simulate(Collocated(instance=one), requests)
 
 
 def test_a_request_joins_the_step_after_the_one_that_runs() -> None:
@@ -116,3 +128,27 @@ def test_two_pools_have_a_front_end_too() -> None:
         cached_tokens=np.zeros(2, dtype=np.int64),
     )
     assert simulate(system, requests).first_token_s.tolist() == pytest.approx([0.125, 0.145])
+
+
+def test_output_passes_the_front_end_token_by_token() -> None:
+    """Two sequences, 8 ms a token, steps of 10 ms: each step's two tokens take 16 ms, so that 6 ms pile up per step.
+
+    Both prompts end at 100 ms and are seen at 116; the n-th decode step ends at 100 + 10·n ms and its tokens are seen
+    at 116 + 16·n.
+    """
+    slow = instance(output_s_per_token=0.008)
+    assert first_tokens_s(slow, [0.0, 0.0]) == pytest.approx([0.116, 0.116])
+    assert finishes_s(slow, [0.0, 0.0], outputs=11) == pytest.approx([0.276, 0.276])
+
+
+def test_output_in_a_closed_loop_is_bounded_by_the_front_end() -> None:
+    """Eight in flight with 50 ms a token: far above what steps allow, the front end passes 20 tokens a second."""
+    requests = Requests(
+        arrival_s=np.zeros(200),
+        input_tokens=np.full(200, 10),
+        output_tokens=np.full(200, 41),
+        cached_tokens=np.zeros(200, dtype=np.int64),
+    )
+    run = simulate(Collocated(instance=instance(output_s_per_token=0.05)), requests, concurrency=8)
+    assert 200 * 41 / float(run.finish_s.max()) == pytest.approx(20.0, rel=0.01)
+    assert run.tpot_s.max() < 0.06 * 8

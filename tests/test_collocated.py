@@ -118,15 +118,18 @@ def cases(draw: st.DrawFn) -> tuple[Collocated, Requests, int | None]:
         instance_of(rough_cost(max_tokens, max_seqs), max_tokens, max_seqs, draw(st.integers(5, 40))),
         parallelism=Parallelism(dp=degrees[0], pp=degrees[1]),
         stage_transfer_s=0.00371,
+        output_s_per_token=draw(st.sampled_from([0.0, 0.0, 0.00291, 0.0153])),
     )
+    concurrency = draw(st.none() | st.integers(1, 30))
     system = Collocated(
         instance=instance,
-        num_instances=draw(st.sampled_from([1, 1, 2, 3])),
+        # several front ends may let a closed loop's requests go in another order than that of the steps
+        num_instances=1 if concurrency and instance.output_s_per_token else draw(st.sampled_from([1, 1, 2, 3])),
         policy=draw(st.sampled_from(["chunked", "chunked", "prefill_first", "static"])),
         router=draw(st.sampled_from(ROUTER_NAMES)),
     )
     requests = requests_of(arrival_s, inputs, outputs, np.minimum(cached, inputs - 1))
-    return system, requests, draw(st.none() | st.integers(1, 30))
+    return system, requests, concurrency
 
 
 def twin_of(system: Collocated, requests: Requests, concurrency: int | None) -> FleetTwin:
@@ -150,6 +153,7 @@ def twin_of(system: Collocated, requests: Requests, concurrency: int | None) -> 
             dp=degrees.dp,
             pp=degrees.pp,
             hop_s=(degrees.pp - 1) * instance.stage_transfer_s,
+            output_s=instance.output_s_per_token,
         )
         for _ in range(system.num_instances)
     ]

@@ -33,17 +33,17 @@ class Job:
         self.todo = self.prompt_tokens - self.seen_tokens
         self.left = self.output_tokens - 1
 
-    def token(self, now: float) -> None:
-        """One more token has appeared."""
+    def token(self, now: float, shown_s: float) -> None:
+        """One more token has appeared, which its client sees at `shown_s`."""
         if self.first_s is None:
-            self.first_s = now
+            self.first_s = shown_s
         else:
             assert self.last_s is not None
             self.gaps_s.append(now - self.last_s)
             self.left -= 1
         self.last_s = now
         if self.left == 0:
-            self.finish_s = now
+            self.finish_s = shown_s
 
 
 def blocks(tokens: int) -> int:
@@ -139,14 +139,19 @@ class LaneTwin:
         self.waiting.insert(0, job)
         self.num_evicted += 1
 
-    def end(self, now: float) -> int:
+    @property
+    def num_tokens(self) -> int:
+        """Output tokens of the step."""
+        return len(self.active) + sum(job.todo == 0 for job in self.prompts)
+
+    def end(self, now: float, shown_s: float) -> int:
         """Ends the step; returns the number of jobs that finished."""
         for job in self.active:
             job.held += 1
-            job.token(now)
+            job.token(now, shown_s)
         for job in self.prompts:
             if job.todo == 0:
-                job.token(now)
+                job.token(now, shown_s)
                 job.decoding = True
         done = [job for job in self.resident if job.finish_s is not None]
         self.resident = [job for job in self.resident if job.finish_s is None]
@@ -163,6 +168,8 @@ class InstanceTwin:
     hop_s: float = 0.0
     start_s: float = 0.0
     end_s: float | None = None
+    output_s: float = 0.0
+    shown_s: float = 0.0
     kv_block_s: float = 0.0
     num_offered: int = 0
     outstanding: int = 0
@@ -203,9 +210,11 @@ class FleetTwin:
             for instance in self.instances:
                 if instance.end_s == now:
                     instance.end_s = None
-                    ended = sum(lane.end(now) for lane in instance.lanes)
+                    tokens = sum(lane.num_tokens for lane in instance.lanes)
+                    instance.shown_s = max(instance.shown_s, now) + tokens * instance.output_s
+                    ended = sum(lane.end(now, instance.shown_s) for lane in instance.lanes)
                     instance.outstanding -= ended
-                    self._send(coming, ended, now)
+                    self._send(coming, ended, instance.shown_s)
             while coming and coming[0].arrival_s <= now:
                 instance = self.instances[self.choose(turn, [i.outstanding for i in self.instances])]
                 if instance.lanes[instance.num_offered % len(instance.lanes)].offer(coming.pop(0)):

@@ -15,7 +15,8 @@ Arrays, which every function takes in this order (flat, because a compiled call 
 | work (lanes, ...) | cached tokens S, stage time and its growth per step, time of each mark |
 | job (num, 8) int | tokens to do and held, steps left, clock of joining or -1, neighbours, own blocks, cached prefix |
 | when (num, 7) | start, first token, finish, arrival, last token before an eviction, eviction, visible, s |
-| look (instances, 4) | arrivals noticed until, steps since, steps that prompts are held back (-1: not), end of work |
+| look (instances, 5) | arrivals noticed until, steps since, steps that prompts are held back (-1: not), end of work, |
+| | s of output that had not passed the front end then |
 | sums (6,) | busy s, KV block·s, steps, evictions, evicted s, end s |
 | weights | histogram of token gaps |
 | tab | rows of D, H, b and b_w of `estimator.iteration`, then its M |
@@ -37,11 +38,11 @@ from estimator.kernels.spans import record_gaps
 CHUNKED, PREFILL_FIRST, STATIC = 0, 1, 2
 NEVER = 1e300
 CLOCK, NUM_RESIDENT, NUM_DECODING, USED, FIRST, LAST, PROMPT, NEXT_WAITING, LAST_WAITING = range(9)
-ACTIVE, TOKENS, STEPS, MARKS, PHASE = range(9, 14)
+ACTIVE, TOKENS, ENDING, STEPS, MARKS, PHASE = range(9, 15)
 CACHED, LINE, SLOPE, MARK_S = range(4)
 TODO, HELD, LEFT, JOINED, BEFORE, AFTER, OWN, SEEN = range(8)
 START, FIRST_TOKEN, FINISH, ARRIVAL, LAST_TOKEN, EVICTED, VISIBLE = range(7)
-HORIZON, SINCE_LOOK, HELD_STEPS, STOPPED = range(4)
+HORIZON, SINCE_LOOK, HELD_STEPS, STOPPED, BACKLOG = range(5)
 FULL_ENOUGH = 0.9  # of the token budget: batch_wait_max_tokens_ratio of the recipes that wait
 BUSY, HELD_TIME, NUM_STEPS, PREEMPTIONS, EVICTED_TIME, END = range(6)
 
@@ -66,6 +67,7 @@ class Rules(NamedTuple):
     shift: int
     p: int
     frontend_s: float
+    output_s: float
     dp: int
     pp: int
     hop_s: float
@@ -267,7 +269,7 @@ def plan_lane(lane, work, job, when, sums, tab, r, at, t, horizon):
     if tokens == 0 and not chunked and lane[at, NUM_DECODING] > 0:
         _, evicted = _make_room(lane, work, job, when, sums, r, at, t)
     n = lane[at, NUM_DECODING] if tokens == 0 or chunked else 0
-    lane[at, ACTIVE], lane[at, TOKENS] = n, tokens
+    lane[at, ACTIVE], lane[at, TOKENS], lane[at, ENDING] = n, tokens, ending
     if tokens > 0:
         stage_s = tab[min(4 * r.num_rows + tokens + r.q * n, len(tab) - 1)]
         stage_s += tab[4 * min(n + ending, r.num_rows - 1) + 1]
@@ -284,13 +286,16 @@ def plan_lane(lane, work, job, when, sums, tab, r, at, t, horizon):
 
 
 @njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
-def end_lane(lane, work, job, when, weights, r, at, t):
-    """Lets finished sequences go and finished prompts decode; returns the requests that finished."""
+def end_lane(lane, work, job, when, weights, r, at, t, shown_s):
+    """Lets finished sequences go and finished prompts decode at t; returns the requests that finished.
+
+    Clients see the tokens of this step at `shown_s`.
+    """
     ended = 0
     if lane[at, ACTIVE] > 0:
         while lane[at, NUM_DECODING] > 0 and lane[at, r.heap_at] >> 32 <= lane[at, CLOCK]:
             i = lane[at, r.heap_at] & 0xFFFFFFFF
-            when[i, FINISH] = t
+            when[i, FINISH] = shown_s
             _stop_decoding(lane, work, job, r, at, i, 0)
             ended += 1
     i = lane[at, PROMPT]
@@ -301,12 +306,12 @@ def end_lane(lane, work, job, when, weights, r, at, t):
             lane[at, PROMPT] = i
             break
         if math.isnan(when[i, FIRST_TOKEN]):
-            when[i, FIRST_TOKEN] = t
+            when[i, FIRST_TOKEN] = shown_s
         else:
             gap_s = (t - when[i, LAST_TOKEN]) / r.gain
             record_gaps(weights, gap_s, gap_s, r.gain)
         if job[i, LEFT] == 0:
-            when[i, FINISH] = t
+            when[i, FINISH] = shown_s
             lane[at, USED] -= job[i, OWN]
             _unlink(lane, job, at, i)
             ended += 1

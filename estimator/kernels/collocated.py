@@ -8,7 +8,7 @@ and idle ranks step along.
 Total order of events at one time:
 
 1. Steps end, by index of instance; in each by lane: sequences finish, then prompts end in order of admission. In a
-   closed loop every request that ends, in that order, sends the next one.
+   closed loop every request that ends, in that order, sends the next one once its client has seen the end.
 2. Requests that have become visible are routed one by one in order of arrival (`estimator.kernels.routing`), to the
    lanes of an instance in turns. One that can never fit its lane is rejected here.
 3. Instances without a running step put the next one together, others cut their jump where somebody new can join; none
@@ -16,6 +16,9 @@ Total order of events at one time:
 
 While every lane only decodes, step times are a piecewise straight line (`_segment`), so that the group jumps to the
 next finish, to the step that runs out of blocks, or to the first step end after an arrival that can be admitted.
+
+Output tokens of all sequences of an instance pass its front end one after another, `output_s` each. Clients see those
+of a step when its last one has passed; the instance does not wait for it. The histogram of gaps is the instance's.
 
 The arrays and how a lane puts a step together are those of `estimator.kernels.batching`.
 """
@@ -30,10 +33,12 @@ from estimator.kernels.batching import (
     ACTIVE,
     AFTER,
     ARRIVAL,
+    BACKLOG,
     BUSY,
     CACHED,
     CLOCK,
     END,
+    ENDING,
     FULL_ENOUGH,
     HELD_STEPS,
     HELD_TIME,
@@ -62,7 +67,7 @@ from estimator.kernels.batching import (
 )
 from estimator.kernels.blocks import held_time
 from estimator.kernels.routing import choose
-from estimator.kernels.spans import MANY, line_crossing, line_span_s, line_steps_until, record_gaps
+from estimator.kernels.spans import MANY, line_backlog_s, line_crossing, line_span_s, line_steps_until, record_gaps
 
 
 @njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
@@ -197,9 +202,19 @@ def _plan(lane, work, job, when, sums, tab, r, g, t, horizon, most):
 
 
 @njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
-def _pass_time(lane, work, sums, weights, tab, r, g, k, start_s):
-    """Advances clocks, KV caches, integrals and gaps of instance g by its k steps; returns the time of the last."""
+def _tokens_per_step(lane, r, g):
+    """Output tokens of one step of instance g."""
+    tokens = 0.0
+    for at in range(g * r.dp * r.pp, (g + 1) * r.dp * r.pp):
+        tokens += r.gain * lane[at, ACTIVE] + (lane[at, ENDING] if lane[at, TOKENS] > 0 else 0)
+    return tokens
+
+
+@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
+def _pass_time(lane, work, look, sums, weights, tab, r, g, k, start_s):
+    """Advances clocks, KV caches, output, integrals and gaps of instance g by its k steps; returns the last's time."""
     num, done, last_s = r.dp * r.pp, 0, 0.0
+    look[g, BACKLOG] = max(look[g, BACKLOG] - (start_s - look[g, STOPPED]), 0.0)
     while done < k:
         first_s, slope_s, holds = _segment(lane, work, tab, r, g, done)
         holds = min(holds, k - done)
@@ -221,6 +236,10 @@ def _pass_time(lane, work, sums, weights, tab, r, g, k, start_s):
                     num_gaps -= lane[at, r.mark_at + m]
                 lane[at, MARKS] = 0
         last_s = first_s + slope_s * (holds - 1)
+        if r.output_s > 0.0:
+            push_s = r.output_s * _tokens_per_step(lane, r, g)
+            span_s = line_span_s(first_s, slope_s, holds)
+            look[g, BACKLOG] = line_backlog_s(look[g, BACKLOG], first_s, span_s, holds, push_s)
         if num_gaps > 0:
             record_gaps(weights, first_s / r.gain, last_s / r.gain, num_gaps * r.gain)
         done += holds
@@ -278,17 +297,17 @@ def run_instances(lane, work, job, when, sums, weights, tab, r, visible, delay, 
         while tree[1] <= t:  # 1. steps end
             g = _first_end(tree)
             _set_end(tree, g, NEVER)
-            last_s = _pass_time(lane, work, sums, weights, tab, r, g, steps[g], start_s[g])
-            ended = 0
+            last_s = _pass_time(lane, work, look, sums, weights, tab, r, g, steps[g], start_s[g])
+            ended, shown_s = 0, t + look[g, BACKLOG]
             for at in range(g * num_lanes, (g + 1) * num_lanes):
-                ended += end_lane(lane, work, job, when, weights, r, at, t)
+                ended += end_lane(lane, work, job, when, weights, r, at, t, shown_s)
             outstanding[g] -= ended
             _look(lane, look, r, g, t, steps[g], last_s)
             sums[BUSY], sums[NUM_STEPS], sums[END] = sums[BUSY] + t - start_s[g], sums[NUM_STEPS] + steps[g], t
             steps[g] = 0
             if r.concurrency > 0:
                 for _ in range(min(ended, num - released)):
-                    free_s = _release(when, visible, delay, released, free_s, t, r.frontend_s)
+                    free_s = _release(when, visible, delay, released, free_s, shown_s, r.frontend_s)
                     released += 1
             idle[num_idle], is_listed[g] = g, True
             num_idle += 1

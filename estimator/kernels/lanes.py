@@ -16,6 +16,7 @@ from estimator.front_end import Sent
 from estimator.instance import BLOCK_TOKENS, Instance
 from estimator.kernels.batching import (
     ARRIVAL,
+    BACKLOG,
     CHUNKED,
     FINISH,
     FIRST,
@@ -120,7 +121,7 @@ def _fleet(num: int) -> tuple[NDArray[Any], ...]:
     """Per instance: tree of step ends, start and steps of the running step, held, next lane, the idle, looks."""
     half = 1 << (num - 1).bit_length()
     none = np.zeros(num, np.int64)
-    look = np.zeros((num, STOPPED + 1))
+    look = np.zeros((num, BACKLOG + 1))
     look[:, STOPPED] = -1.0  # never worked
     return (
         np.full(2 * half, NEVER),
@@ -170,6 +171,7 @@ def _rules(pool: Pool, concurrency: int) -> Rules:
         shift=block.bit_length() - 1,
         p=round(gain * units),
         frontend_s=float(pool.instance.frontend_s),
+        output_s=float(pool.instance.output_s_per_token),
         dp=degrees.dp,
         pp=degrees.pp,
         hop_s=(degrees.pp - 1) * float(pool.instance.stage_transfer_s),

@@ -48,6 +48,17 @@ def line_crossing(top_s, top_slope, value_s, slope):
 
 
 @njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
+def line_backlog_s(backlog_s, first_s, span_s, k, push_s):
+    """Work that one server has left after k steps, each of which ends with push_s more of it.
+
+    Lindley: W_i = max(W_{i−1} − x_i, 0) + push. Unrolled, W_k is the largest of W_0 + k·push − Σx and of
+    push + Σ_{i>j} (push − x_i) over j ≥ 1; that sum is convex in j where steps x_i never shorten, so that j = 1 and
+    j = k suffice. `first_s` is x_1, `span_s` Σx.
+    """
+    return max(backlog_s + k * push_s - span_s, push_s + max(0.0, (k - 1) * push_s - (span_s - first_s)))
+
+
+@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
 def gap_bin(gap_s):
     """Bin of `EDGES_S` that a gap lies in: the one in which its 32nd of an octave begins, or the next."""
     key = (np.float64(gap_s).view(np.int64) >> MANTISSA_BITS) - FIRST_KEY
