@@ -26,12 +26,12 @@ from estimator.catalogue.gpus import load_gpu
 from estimator.hardware import Gpu
 from estimator.roofline import ElementwiseCurve, FloatArray, RecurrentCurve
 from estimator.shapes import (
-    INDEX_KEY_BYTES,
     delta_net_bytes_per_seq,
     delta_net_bytes_per_token,
     grouped_heads,
     latent_heads,
 )
+from estimator.work import INDEX_KEY_BYTES
 
 MOST_HEADS = 64
 MOST_GROUP = 16  # query heads per key/value head of grouped models (Llama-3.1-405B, Qwen3-235B)

@@ -13,13 +13,14 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from estimator.catalogue.gpus import load_gpu
+from estimator.dtypes import KvDtype
 from estimator.hardware import Gpu
 from estimator.roofline import FloatArray
 
 MOST_ROWS = 6_000  # per group, drawn with a fixed seed
 # fastest twentieth of a table that the host launched, not a graph; a whole sparse module in a graph takes 60 to 90 µs
 HOST_BOUND_S = {"gemm": 18e-6, "latent": 45e-6, "sparse_module": 120e-6}
-KV_DTYPES = {"bfloat16": "bf16", "fp8": "fp8"}
+KV_DTYPES: Mapping[str, KvDtype] = {"bfloat16": "bf16", "fp8": "fp8"}
 NUMBER_BYTES = {"bf16": 2.0, "fp8": 1.0}
 
 Rows = Mapping[str, FloatArray]

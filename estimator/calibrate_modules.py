@@ -10,26 +10,25 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from estimator.calibrate_groups import KV_DTYPES, by_columns, newest_rows
-from estimator.calibrate_sparse import module_operators
+from estimator.calibrate_sparse import module_operators, parts_s
 from estimator.catalogue.gpus import load_gpu
 from estimator.catalogue.models import load_model
 from estimator.catalogue.timing import load_timing
-from estimator.dtypes import WeightDtype
+from estimator.dtypes import KvDtype, WeightDtype
 from estimator.roofline import FloatArray
-from estimator.stage import token_s
 from estimator.timing import OperatorTiming
+from estimator.work import LatentAttentionOp
 
 MODEL = "deepseek-ai/DeepSeek-V3"
 WEIGHTS: dict[str, WeightDtype] = {"bfloat16": "bf16", "fp8_block": "fp8", "nvfp4": "fp4"}
 MOST_ROWS = 1000
-LATENT = {"kv_lora_rank": 512, "qk_nope_dim": 128, "qk_rope_dim": 64, "v_dim": 128}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +75,7 @@ def module_errors(folder: Path, gpus: frozenset[str] = frozenset()) -> Iterator[
             )
 
 
-def _composed_s(rows: pd.DataFrame, timing: OperatorTiming, weight: WeightDtype, kv: str, phase: str) -> FloatArray:
+def _composed_s(rows: pd.DataFrame, timing: OperatorTiming, weight: WeightDtype, kv: KvDtype, phase: str) -> FloatArray:
     """Σ of the module's operators, shape (num_rows,)."""
     model = load_model(MODEL)
     seconds = np.zeros(len(rows))
@@ -85,23 +84,23 @@ def _composed_s(rows: pd.DataFrame, timing: OperatorTiming, weight: WeightDtype,
     for num_heads in rows["num_heads"].unique():
         mine = (rows["num_heads"] == num_heads).to_numpy()
         n, size = batch[mine], length[mine]
-        tokens = n * size if phase == "context" else n
-        for op in module_operators(model, int(num_heads), weight):
-            seconds[mine] += op.count * token_s(op, timing, tokens, block_scaled=True)
-        seconds[mine] += _attention_s(timing, int(num_heads), kv, phase, n=n, length=size)
+        parts, attention = module_operators(model, int(num_heads), weight)
+        assert isinstance(attention, LatentAttentionOp)  # of this model
+        seconds[mine] = parts_s(parts, timing, n * size if phase == "context" else n)
+        seconds[mine] += _attention_s(timing, replace(attention, kv_dtype=kv), phase, n=n, length=size)
     return seconds
 
 
 def _attention_s(
-    timing: OperatorTiming, num_heads: int, kv: str, phase: str, *, n: FloatArray, length: FloatArray
+    timing: OperatorTiming, op: LatentAttentionOp, phase: str, *, n: FloatArray, length: FloatArray
 ) -> FloatArray:
     if phase == "context":
-        prefill = timing.latent_context_attention(num_heads=num_heads, kv_dtype=kv, **LATENT)
+        prefill = timing.latent_context_attention(op)
         pairs = n * length * (length + 1.0) / 2.0
         thin = np.sqrt(1.0 + (prefill.thin_tokens / (n * length)) ** 2)
         return np.asarray(prefill.launch_s + prefill.s_per_pair * pairs * thin + prefill.s_per_token * n * length)
-    line = timing.latent_generation_attention(n, num_heads=num_heads, kv_dtype=kv, **LATENT)
-    return np.asarray(line.launch_s + line.s_per_cached_token * n * (length + 1.0))
+    line = timing.latent_generation_attention(n, op)
+    return np.asarray(line.launch_s + (line.s_per_cached_token + line.s_per_held_token) * n * (length + 1.0))
 
 
 def main(arguments: list[str]) -> int:

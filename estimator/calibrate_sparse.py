@@ -40,7 +40,7 @@ from estimator.roofline import FloatArray
 from estimator.shapes import latent_heads
 from estimator.stage import token_s
 from estimator.timing import OperatorTiming
-from estimator.work import Elementwise, Gemm
+from estimator.work import Elementwise, Gemm, LatentAttentionOp, SparseAttentionOp
 
 MODEL = "deepseek-ai/DeepSeek-V3.2"
 TOP_K = 2048
@@ -105,23 +105,33 @@ def _others(x: Rows, *, timing: OperatorTiming, is_prefill: bool) -> Rows:
     tokens = x["batch_size"] * (x["isl"] if is_prefill else 1.0)
     for num_heads in np.unique(x["num_heads"]):
         mine = x["num_heads"] == num_heads
-        for op in module_operators(model, int(num_heads)):
-            seconds[mine] += op.count * token_s(op, timing, tokens[mine], block_scaled=True)
+        parts, attention = module_operators(model, int(num_heads))
+        seconds[mine] += parts_s(parts, timing, tokens[mine])
+    assert isinstance(attention, SparseAttentionOp)  # of this model
     if is_prefill:
-        index = timing.index_context(index_heads=64, index_head_dim=128)
+        index = timing.index_context(attention)
         pairs = x["batch_size"] * x["isl"] * (x["isl"] + 1.0) / 2.0
         return {"others_s": seconds + index.launch_s + index.s_per_pair * pairs}
-    line = timing.index_generation(x["batch_size"], index_heads=64, index_head_dim=128)
+    line = timing.index_generation(x["batch_size"], attention)
     cached = x["batch_size"] * (x["step"] + 1.0)
     return {"others_s": seconds + line.launch_s + line.s_per_cached_token * cached}
 
 
-def module_operators(model: ModelShape, num_heads: int, weight_dtype: WeightDtype = "fp8") -> list[Gemm | Elementwise]:
-    """The module's operators in one layer with that many heads, attention itself left out."""
+def parts_s(parts: list[Gemm | Elementwise], timing: OperatorTiming, tokens: FloatArray) -> FloatArray:
+    """Σ of the operators beside attention, shape of tokens."""
+    seconds = [op.count * token_s(op, timing, tokens, block_scaled=True) for op in parts]
+    return np.asarray(sum(seconds, start=np.zeros_like(tokens)))
+
+
+def module_operators(
+    model: ModelShape, num_heads: int, weight_dtype: WeightDtype = "fp8"
+) -> tuple[list[Gemm | Elementwise], LatentAttentionOp | SparseAttentionOp]:
+    """The module's operators in one layer with that many heads, and attention itself."""
     last = model.layers[-1]
     assert isinstance(last.attention, LatentAttention)  # of the one model that is read here
     layer = replace(last, count=1, attention=replace(last.attention, num_heads=num_heads))
     operators: tuple[Operator, ...] = stage_operators(
         replace(model, layers=(layer,)), Parallelism(), weight_dtype, "bf16"
     )
-    return [op for op in operators if op.name in MODULE and isinstance(op, Gemm | Elementwise)]
+    parts = [op for op in operators if op.name in MODULE and isinstance(op, Gemm | Elementwise)]
+    return parts, next(op for op in operators if isinstance(op, LatentAttentionOp | SparseAttentionOp))

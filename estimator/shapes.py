@@ -7,7 +7,6 @@ from estimator.roofline import ACTIVATION_BYTES, FloatArray
 
 Number = FloatArray | float
 STATE_BYTES = 4.0  # delta-net states are float32
-INDEX_KEY_BYTES = 128.0 + 4.0  # sparse attention's index key: 128 fp8 numbers and a float32 scale (DeepSeek-V3.2)
 
 
 def grouped_heads(num_heads: Number, num_kv_heads: Number, head_dim: Number, number_bytes: float) -> HeadShape:

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from estimator.attention_lines import AttentionLines, attention_lines
 from estimator.dtypes import WEIGHT_BYTES
+from estimator.experts import ExpertLayer
 from estimator.operators import (
     AllGather,
     AllReduce,
@@ -249,26 +250,16 @@ def token_s(
             return timing.gemm_s(tokens, n=operator.n, k=operator.k, dtype=dtype)
         case ExpertFfn():
             dtype = kernel_dtype(operator, block_scaled=block_scaled)
-            seconds = timing.moe_s(
-                tokens * operator.ranks,
+            layer = ExpertLayer(
                 hidden=operator.hidden,
                 intermediate=operator.intermediate,
                 num_experts=operator.num_experts,
                 experts_per_gpu=operator.experts_per_gpu,
                 top_k=operator.top_k,
-                dtype=dtype,
-                power_law=power_law,
             )
+            seconds = timing.moe_s(tokens * operator.ranks, layer, dtype=dtype, power_law=power_law)
             if pads_experts and dtype == "fp8_block" and operator.intermediate % EXPERT_BLOCK == 0:
-                padded_s = timing.padded_moe_s(
-                    hidden=operator.hidden,
-                    intermediate=operator.intermediate,
-                    num_experts=operator.num_experts,
-                    experts_per_gpu=operator.experts_per_gpu,
-                    top_k=operator.top_k,
-                    dtype=dtype,
-                )
-                seconds = np.maximum(seconds, padded_s)
+                seconds = np.maximum(seconds, timing.padded_moe_s(layer, dtype))
             return seconds
         case Elementwise():
             return timing.elementwise_s(operator.bytes(tokens))

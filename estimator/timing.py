@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike
 
-from estimator.attention import DecodeCurve, DecodeLine, PrefillCurve, PrefillLine
+from estimator.attention import DecodeCurve, DecodeLine, HeadShape, PrefillCurve, PrefillLine
 from estimator.collectives import CollectiveKind, ExchangeWay, LinkCurve, link_bytes_per_s, network_seconds
 from estimator.experts import ExpertCurve, ExpertLayer, expert_load, padded_load
 from estimator.hardware import Gpu
@@ -27,6 +27,7 @@ from estimator.roofline import (
     RecurrentCurve,
 )
 from estimator.shapes import delta_net_bytes_per_seq, delta_net_bytes_per_token, grouped_heads, latent_heads
+from estimator.work import DeltaNetOp, GroupedAttention, LatentAttentionOp, SparseAttentionOp
 
 Tier = Literal["fitted", "borrowed", "data_sheet"]
 TIERS: tuple[Tier, ...] = ("fitted", "borrowed", "data_sheet")  # best first
@@ -77,26 +78,8 @@ class OperatorTiming:
         """A memory-bound kernel that reads and writes `num_bytes`."""
         return ElementwiseCurve().seconds(self.gpu, _array(num_bytes))
 
-    def moe_s(  # noqa: PLR0913  the shape of an expert layer has this many sides
-        self,
-        tokens: ArrayLike,
-        *,
-        hidden: int,
-        intermediate: int,
-        num_experts: int,
-        experts_per_gpu: float,
-        top_k: int,
-        dtype: str,
-        power_law: bool,
-    ) -> FloatArray:
-        """Fused gated expert layer on one GPU; `tokens` are routed over all ranks, `intermediate` is per GPU."""
-        layer = ExpertLayer(
-            hidden=hidden,
-            intermediate=intermediate,
-            num_experts=num_experts,
-            experts_per_gpu=experts_per_gpu,
-            top_k=top_k,
-        )
+    def moe_s(self, tokens: ArrayLike, layer: ExpertLayer, *, dtype: str, power_law: bool) -> FloatArray:
+        """Fused gated expert layer on one GPU; `tokens` are routed over all ranks."""
         counts = np.atleast_1d(_array(tokens))
         load = expert_load(counts, layer, "power_law" if power_law else "uniform")
         seconds = self._curve("moe", dtype, ExpertCurve).seconds(self.gpu, load, layer, dtype)
@@ -105,127 +88,65 @@ class OperatorTiming:
         seconds[order] = np.maximum.accumulate(seconds[order])
         return np.asarray(seconds.reshape(np.shape(tokens)))
 
-    def padded_moe_s(
-        self, *, hidden: int, intermediate: int, num_experts: int, experts_per_gpu: float, top_k: int, dtype: str
-    ) -> float:
+    def padded_moe_s(self, layer: ExpertLayer, dtype: str) -> float:
         """The same at few tokens where every expert fills a block of rows, whether tokens chose it or not."""
-        layer = ExpertLayer(
-            hidden=hidden,
-            intermediate=intermediate,
-            num_experts=num_experts,
-            experts_per_gpu=experts_per_gpu,
-            top_k=top_k,
-        )
         return float(self._curve("moe", dtype, ExpertCurve).seconds(self.gpu, padded_load(layer), layer, dtype)[0])
 
-    def context_attention(
-        self, *, num_heads: int, num_kv_heads: int, head_dim: int, window_tokens: int = 0, kv_dtype: str
-    ) -> PrefillLine:
-        """Prefill attention with heads per GPU; pairs count seen tokens within the window."""
-        kind = "context_attention_windowed" if window_tokens else "context_attention"
-        heads = grouped_heads(num_heads, num_kv_heads, head_dim, KV_BYTES[kv_dtype])
-        return self._curve(kind, kv_dtype, PrefillCurve).line(self.gpu, heads)
+    def context_attention(self, op: GroupedAttention) -> PrefillLine:
+        """Prefill attention; pairs count seen tokens within the window."""
+        kind = "context_attention_windowed" if op.window_tokens else "context_attention"
+        return self._curve(kind, op.kv_dtype, PrefillCurve).line(self.gpu, _grouped(op))
 
-    def generation_attention(
-        self,
-        num_seqs: ArrayLike,
-        *,
-        num_heads: int,
-        num_kv_heads: int,
-        head_dim: int,
-        window_tokens: int = 0,
-        kv_dtype: str,
-    ) -> DecodeLine:
-        """Decode attention with heads per GPU; cached tokens count within the window."""
-        kind = "generation_attention_windowed" if window_tokens else "generation_attention"
-        heads = grouped_heads(num_heads, num_kv_heads, head_dim, KV_BYTES[kv_dtype])
-        return self._curve(kind, kv_dtype, DecodeCurve).line(self.gpu, _array(num_seqs), heads)
+    def generation_attention(self, num_seqs: ArrayLike, op: GroupedAttention) -> DecodeLine:
+        """Decode attention; cached tokens count within the window."""
+        kind = "generation_attention_windowed" if op.window_tokens else "generation_attention"
+        return self._curve(kind, op.kv_dtype, DecodeCurve).line(self.gpu, _array(num_seqs), _grouped(op))
 
-    def latent_context_attention(
-        self, *, num_heads: int, kv_lora_rank: int, qk_nope_dim: int, qk_rope_dim: int, v_dim: int, kv_dtype: str
-    ) -> PrefillLine:
+    def latent_context_attention(self, op: LatentAttentionOp) -> PrefillLine:
         """MLA prefill in its expanded form; projections are gemms of their own."""
-        dims = (float(kv_lora_rank), float(qk_nope_dim), float(qk_rope_dim), float(v_dim))
-        heads = latent_heads(num_heads, dims, KV_BYTES[kv_dtype], expanded=True)
-        return self._curve("latent_context_attention", kv_dtype, PrefillCurve).line(self.gpu, heads)
+        curve = self._curve("latent_context_attention", op.kv_dtype, PrefillCurve)
+        return curve.line(self.gpu, _latent(op, expanded=True))
 
-    def latent_generation_attention(  # noqa: PLR0913  the shape of latent attention
-        self,
-        num_seqs: ArrayLike,
-        *,
-        num_heads: int,
-        kv_lora_rank: int,
-        qk_nope_dim: int,
-        qk_rope_dim: int,
-        v_dim: int,
-        kv_dtype: str,
-    ) -> DecodeLine:
+    def latent_generation_attention(self, num_seqs: ArrayLike, op: LatentAttentionOp) -> DecodeLine:
         """MLA decode in its absorbed form: all heads read one latent vector of rank + rope per cached token."""
-        dims = (float(kv_lora_rank), float(qk_nope_dim), float(qk_rope_dim), float(v_dim))
-        heads = latent_heads(num_heads, dims, KV_BYTES[kv_dtype], expanded=False)
-        curve = self._curve("latent_generation_attention", kv_dtype, DecodeCurve)
-        return curve.line(self.gpu, _array(num_seqs), heads)
+        curve = self._curve("latent_generation_attention", op.kv_dtype, DecodeCurve)
+        return curve.line(self.gpu, _array(num_seqs), _latent(op, expanded=False))
 
-    def sparse_context_attention(
-        self, *, num_heads: int, kv_lora_rank: int, qk_rope_dim: int, index_topk: int, kv_dtype: str
-    ) -> PrefillLine:
+    def sparse_context_attention(self, op: SparseAttentionOp) -> PrefillLine:
         """Sparse MLA, absorbed, over the chosen tokens: pairs count min(seen, index_topk)."""
-        dims = (float(kv_lora_rank), 0.0, float(qk_rope_dim), 0.0)
-        heads = latent_heads(num_heads, dims, KV_BYTES[kv_dtype], expanded=False)
-        return self._curve("sparse_context_attention", kv_dtype, PrefillCurve).line(self.gpu, heads)
+        curve = self._curve("sparse_context_attention", op.kv_dtype, PrefillCurve)
+        return curve.line(self.gpu, _latent(op, expanded=False))
 
-    def sparse_generation_attention(
-        self,
-        num_seqs: ArrayLike,
-        *,
-        num_heads: int,
-        kv_lora_rank: int,
-        qk_rope_dim: int,
-        index_topk: int,
-        kv_dtype: str,
-    ) -> DecodeLine:
+    def sparse_generation_attention(self, num_seqs: ArrayLike, op: SparseAttentionOp) -> DecodeLine:
         """Sparse MLA decode: cached tokens count min(cached, index_topk) per sequence."""
-        dims = (float(kv_lora_rank), 0.0, float(qk_rope_dim), 0.0)
-        heads = latent_heads(num_heads, dims, KV_BYTES[kv_dtype], expanded=False)
-        curve = self._curve("sparse_generation_attention", kv_dtype, DecodeCurve)
-        return curve.line(self.gpu, _array(num_seqs), heads)
+        curve = self._curve("sparse_generation_attention", op.kv_dtype, DecodeCurve)
+        return curve.line(self.gpu, _array(num_seqs), _latent(op, expanded=False))
 
-    def index_context(self, *, index_heads: int, index_head_dim: int) -> PrefillLine:
+    def index_context(self, op: SparseAttentionOp) -> PrefillLine:
         """Indexer of sparse attention in prefill: scores every seen token, so pairs are not capped."""
-        per_pair = 2.0 * index_heads * index_head_dim / (0.4 * self.gpu.peak_flop_per_s("fp8"))
+        per_pair = float(op.index_flop(1.0)) / (0.4 * self.gpu.peak_flop_per_s("fp8"))
         return PrefillLine(launch_s=5e-6, s_per_pair=per_pair, s_per_token=0.0)
 
-    def index_generation(self, num_seqs: ArrayLike, *, index_heads: int, index_head_dim: int) -> DecodeLine:
+    def index_generation(self, num_seqs: ArrayLike, op: SparseAttentionOp) -> DecodeLine:
         """Indexer of sparse attention in decode: reads one fp8 key and its float32 scale per cached token."""
         n = _array(num_seqs)
         curve = self._curve("index_generation", "fp8", ElementwiseCurve)
-        per_token = float(curve.seconds(self.gpu, _array(index_head_dim + 4.0))) - curve.launch_s
+        per_token = float(curve.seconds(self.gpu, _array(op.index_bytes(1.0)))) - curve.launch_s
         return DecodeLine(launch_s=np.full_like(n, curve.launch_s), s_per_cached_token=np.full_like(n, per_token))
 
-    def delta_net_context(
-        self, *, num_key_heads: int, num_value_heads: int, key_dim: int, value_dim: int, conv_kernel: int
-    ) -> PrefillLine:
-        """Gated delta net in prefill (convolution and chunked recurrence): linear in tokens, heads per GPU."""
-        num_bytes = delta_net_bytes_per_token(num_key_heads, num_value_heads, key_dim, value_dim, conv_kernel)
+    def delta_net_context(self, op: DeltaNetOp) -> PrefillLine:
+        """Gated delta net in prefill (convolution and chunked recurrence): linear in tokens."""
+        num_bytes = delta_net_bytes_per_token(*_delta(op))
         curve = self._curve("delta_net_context", "bf16", RecurrentCurve)
         per_token = float(curve.s_per_token(self.gpu, _array(num_bytes)))
         return PrefillLine(launch_s=curve.launch_s, s_per_pair=0.0, s_per_token=per_token)
 
-    def delta_net_generation(
-        self,
-        num_seqs: ArrayLike,
-        *,
-        num_key_heads: int,
-        num_value_heads: int,
-        key_dim: int,
-        value_dim: int,
-        conv_kernel: int,
-    ) -> DecodeLine:
+    def delta_net_generation(self, num_seqs: ArrayLike, op: DeltaNetOp) -> DecodeLine:
         """Gated delta net in decode: reads and writes one float32 state per value head and sequence."""
         n = _array(num_seqs)
-        num_bytes = delta_net_bytes_per_seq(num_key_heads, num_value_heads, key_dim, value_dim, conv_kernel)
         curve = self._curve("delta_net_generation", "bf16", ElementwiseCurve)
-        return DecodeLine(launch_s=curve.seconds(self.gpu, n * num_bytes), s_per_cached_token=np.zeros_like(n))
+        launch_s = curve.seconds(self.gpu, n * delta_net_bytes_per_seq(*_delta(op)))
+        return DecodeLine(launch_s=launch_s, s_per_cached_token=np.zeros_like(n))
 
     def all_reduce_s(self, num_bytes: ArrayLike, num_gpus: int) -> FloatArray:
         """Sum over `num_gpus` of a message of `num_bytes` on each: the engine's own kernel or NCCL, the faster."""
@@ -265,6 +186,19 @@ class OperatorTiming:
             return default()
         curve: Curve = fitted.curve
         return curve
+
+
+def _grouped(op: GroupedAttention) -> HeadShape:
+    return grouped_heads(op.num_heads, op.num_kv_heads, op.head_dim, KV_BYTES[op.kv_dtype])
+
+
+def _latent(op: LatentAttentionOp | SparseAttentionOp, *, expanded: bool) -> HeadShape:
+    dims = (float(op.kv_lora_rank), float(op.qk_nope_dim), float(op.qk_rope_dim), float(op.v_dim))
+    return latent_heads(op.num_heads, dims, KV_BYTES[op.kv_dtype], expanded=expanded)
+
+
+def _delta(op: DeltaNetOp) -> tuple[int, int, int, int, int]:
+    return op.num_key_heads, op.num_value_heads, op.key_dim, op.value_dim, op.conv_kernel
 
 
 def _array(values: ArrayLike) -> FloatArray:

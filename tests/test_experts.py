@@ -115,10 +115,10 @@ def test_power_law_loads_keep_the_pairs(tokens: int, top_k: int, skew: float) ->
 def test_skewed_routing_is_slower_where_ranks_wait_and_faster_where_experts_idle() -> None:
     """DeepSeek-V3 on 8 H200: at 4,096 tokens the busiest rank makes a power law slower, at 64 idle experts faster."""
     timing = load_timing(load_gpu("h200_sxm"), "vllm")
-    shape = {"hidden": 7168, "intermediate": 2048, "num_experts": 256, "top_k": 8, "dtype": "fp8_block"}
 
-    def seconds(tokens: float, experts_per_gpu: int, power_law: bool) -> float:
-        return float(timing.moe_s([tokens], experts_per_gpu=experts_per_gpu, power_law=power_law, **shape)[0])  # type: ignore[arg-type]
+    def seconds(tokens: float, local: int, power_law: bool) -> float:
+        layer = ExpertLayer(hidden=7168, intermediate=2048, num_experts=256, experts_per_gpu=local, top_k=8)
+        return float(timing.moe_s([tokens], layer, dtype="fp8_block", power_law=power_law)[0])
 
     assert seconds(4096, 32, True) > 1.15 * seconds(4096, 32, False)
     assert seconds(64, 256, True) < seconds(64, 256, False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -13,10 +14,13 @@ from estimator.attention import STRAIGHT_TOKENS, DecodeCurve, HeadShape
 from estimator.catalogue.gpus import gpu_names, load_gpu
 from estimator.catalogue.timing import ENGINES, load_timing
 from estimator.collectives import LinkCurve
+from estimator.dtypes import KvDtype
 from estimator.errors import BestServeError
+from estimator.experts import ExpertLayer
 from estimator.hardware import Gpu
 from estimator.roofline import FloatArray
 from estimator.timing import OperatorTiming
+from estimator.work import DeltaNetOp, GroupedAttention, LatentAttentionOp
 
 TIMINGS = [(gpu, engine) for gpu in gpu_names() for engine in ENGINES]
 TOKENS = np.unique(np.geomspace(1, 32768, 60).round())
@@ -24,7 +28,7 @@ WEIGHT_DTYPES = ["bf16", "fp8", "fp8_block", "fp4", "mxfp4", "int4"]
 timings = st.sampled_from(TIMINGS).map(lambda pair: load_timing(load_gpu(pair[0]), pair[1]))
 dtypes = st.sampled_from(WEIGHT_DTYPES)
 sizes = st.sampled_from([512, 1024, 2048, 4096, 8192, 14336, 28672, 131072])
-kv_dtypes = st.sampled_from(["bf16", "fp8"])
+kv_dtypes = st.sampled_from(get_args(KvDtype))
 
 
 def faster(gpu: Gpu, bandwidth: float, flop: float) -> Gpu:
@@ -33,25 +37,26 @@ def faster(gpu: Gpu, bandwidth: float, flop: float) -> Gpu:
     return replace(gpu, bandwidth_bytes_per_s=gpu.bandwidth_bytes_per_s * bandwidth, flop_per_s=peaks)
 
 
-def every_operator(timing: OperatorTiming, dtype: str, kv_dtype: str) -> dict[str, FloatArray]:
+def every_operator(timing: OperatorTiming, dtype: str, kv_dtype: KvDtype) -> dict[str, FloatArray]:
     """Seconds of one shape of each operator over `TOKENS`."""
-    decode = timing.generation_attention(TOKENS, num_heads=8, num_kv_heads=2, head_dim=128, kv_dtype=kv_dtype)
-    prefill = timing.context_attention(num_heads=8, num_kv_heads=2, head_dim=128, kv_dtype=kv_dtype)
-    latent = {"kv_lora_rank": 512, "qk_nope_dim": 128, "qk_rope_dim": 64, "v_dim": 128, "kv_dtype": kv_dtype}
-    mla = timing.latent_generation_attention(TOKENS, num_heads=16, **latent)  # type: ignore[arg-type]
-    mla_prefill = timing.latent_context_attention(num_heads=16, **latent)  # type: ignore[arg-type]
-    state = {"num_key_heads": 4, "num_value_heads": 8, "key_dim": 128, "value_dim": 128, "conv_kernel": 4}
-    moe = {"hidden": 4096, "intermediate": 1536, "num_experts": 128, "top_k": 8, "dtype": dtype}
+    heads = GroupedAttention(name="", num_heads=8, num_kv_heads=2, head_dim=128, kv_dtype=kv_dtype)
+    decode, prefill = timing.generation_attention(TOKENS, heads), timing.context_attention(heads)
+    latent = LatentAttentionOp(
+        name="", num_heads=16, kv_lora_rank=512, qk_nope_dim=128, qk_rope_dim=64, v_dim=128, kv_dtype=kv_dtype
+    )
+    mla, mla_prefill = timing.latent_generation_attention(TOKENS, latent), timing.latent_context_attention(latent)
+    state = DeltaNetOp(name="", num_key_heads=4, num_value_heads=8, key_dim=128, value_dim=128, conv_kernel=4)
+    layer = ExpertLayer(hidden=4096, intermediate=1536, num_experts=128, experts_per_gpu=16, top_k=8)
     return {
         "gemm": timing.gemm_s(TOKENS, n=8192, k=4096, dtype=dtype),
-        "moe": timing.moe_s(TOKENS, experts_per_gpu=16, power_law=False, **moe),  # type: ignore[arg-type]
-        "moe_power_law": timing.moe_s(TOKENS, experts_per_gpu=16, power_law=True, **moe),  # type: ignore[arg-type]
+        "moe": timing.moe_s(TOKENS, layer, dtype=dtype, power_law=False),
+        "moe_power_law": timing.moe_s(TOKENS, layer, dtype=dtype, power_law=True),
         "elementwise": timing.elementwise_s(TOKENS * 8192),
         "prefill": prefill.launch_s + prefill.s_per_pair * TOKENS**2 / 2 + prefill.s_per_token * TOKENS,
         "mla_prefill": mla_prefill.launch_s + mla_prefill.s_per_pair * TOKENS**2 + mla_prefill.s_per_token * TOKENS,
         "decode": decode.launch_s + decode.s_per_cached_token * TOKENS * 1024,
         "mla": mla.launch_s + mla.s_per_cached_token * TOKENS * 1024,
-        "delta_net": timing.delta_net_generation(TOKENS, **state).launch_s,
+        "delta_net": timing.delta_net_generation(TOKENS, state).launch_s,
         "all_reduce": timing.all_reduce_s(TOKENS * 8192, 4),
         "all_gather": timing.all_gather_s(TOKENS * 8192, 4),
         "dispatch": timing.exchange_s(TOKENS * 8192, 4, "dispatch"),
@@ -60,7 +65,7 @@ def every_operator(timing: OperatorTiming, dtype: str, kv_dtype: str) -> dict[st
 
 @given(timing=timings, dtype=dtypes, kv_dtype=kv_dtypes, bandwidth=st.floats(1.0, 8.0), flop=st.floats(1.0, 8.0))
 def test_a_better_data_sheet_never_slows_an_operator(
-    timing: OperatorTiming, dtype: str, kv_dtype: str, bandwidth: float, flop: float
+    timing: OperatorTiming, dtype: str, kv_dtype: KvDtype, bandwidth: float, flop: float
 ) -> None:
     """More bandwidth or more FLOP/s leaves every operator as fast or makes it faster."""
     better = replace(timing, gpu=faster(timing.gpu, bandwidth, flop))
@@ -70,7 +75,7 @@ def test_a_better_data_sheet_never_slows_an_operator(
 
 
 @given(timing=timings, dtype=dtypes, kv_dtype=kv_dtypes)
-def test_more_tokens_are_never_faster(timing: OperatorTiming, dtype: str, kv_dtype: str) -> None:
+def test_more_tokens_are_never_faster(timing: OperatorTiming, dtype: str, kv_dtype: KvDtype) -> None:
     """Every operator's time is positive, finite and does not fall with its tokens, quantisation or not."""
     for kind, seconds in every_operator(timing, dtype, kv_dtype).items():
         assert np.isfinite(seconds).all(), kind
@@ -105,7 +110,8 @@ def test_leaving_the_node_is_slower() -> None:
 def test_decode_attention_reads_the_cache_near_bandwidth() -> None:
     """A full batch on H100 reads its KV cache at 70 to 100 % of 3.35 TB/s (measured: 0.91 for FlashAttention 3)."""
     timing = load_timing(load_gpu("h100_sxm"), "vllm")
-    line = timing.generation_attention([256.0], num_heads=32, num_kv_heads=8, head_dim=128, kv_dtype="bf16")
+    heads = GroupedAttention(name="", num_heads=32, num_kv_heads=8, head_dim=128, kv_dtype="bf16")
+    line = timing.generation_attention([256.0], heads)
     rate = 2 * 8 * 128 * 2 / line.s_per_cached_token[0]
     assert 0.7 * 3.35e12 < rate < 3.35e12
 
@@ -170,8 +176,8 @@ def test_tokens_go_to_their_experts_by_deepep_or_by_nccl() -> None:
 def test_an_expert_layer_reads_only_the_experts_it_touches() -> None:
     """One token of top-8 touches 8 of 128 experts: its memory time is a fraction of that of a large batch."""
     timing = load_timing(load_gpu("h100_sxm"), "vllm")
-    shape = {"hidden": 4096, "intermediate": 1536, "num_experts": 128, "experts_per_gpu": 128, "top_k": 8}
-    one, many = timing.moe_s([1.0, 512.0], dtype="bf16", power_law=False, **shape)
+    layer = ExpertLayer(hidden=4096, intermediate=1536, num_experts=128, experts_per_gpu=128, top_k=8)
+    one, many = timing.moe_s([1.0, 512.0], layer, dtype="bf16", power_law=False)
     assert one < 0.25 * many
 
 
