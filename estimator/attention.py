@@ -16,8 +16,8 @@ thin_tokens = fill_waves·SMs·128/H. Where the cost must not depend on the pair
 
 H query heads, G key-value heads and their dims per GPU; d sums the dims of keys and values per head. η_m(x) falls where
 few (sequence, head) blocks x share the GPU: η_m·‖1, split_half/x‖⁻¹. `peak` is always the bf16 peak: η_c
-passes 1 where an engine multiplies in fp8. The fill bends with the cache; a step takes the straight line nearest to it,
-in share of the kernel's time, over sequences of `STRAIGHT_TOKENS`.
+passes 1 where an engine multiplies in fp8. The fill bends with the cache; a step takes the straight line nearest to it
+over sequences of `STRAIGHT_TOKENS`, errors counting in share of 1 + bytes/fill_bytes, about the kernel's time.
 """
 
 from __future__ import annotations
@@ -178,8 +178,9 @@ class DecodeCurve:
         if self.fill_s == 0.0:
             return line
         cached = np.maximum(num_seqs, 1.0)[..., None] * STRAIGHT_TOKENS
-        filled_s = self._fill_s(cached * np.asarray(shape.num_kv_heads * shape.kv_bytes)[..., None])
-        weight = (line.launch_s[..., None] + line.s_per_cached_token[..., None] * cached + filled_s) ** -2.0
+        num_bytes = cached * np.asarray(shape.num_kv_heads * shape.kv_bytes)[..., None]
+        filled_s = self._fill_s(num_bytes)
+        weight = (1.0 + num_bytes / self.fill_bytes) ** -2.0
         weight = weight / weight.sum(axis=-1, keepdims=True)
         middle, filled = (weight * cached).sum(axis=-1), (weight * filled_s).sum(axis=-1)
         above = cached - middle[..., None]
