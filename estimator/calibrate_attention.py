@@ -39,6 +39,13 @@ HEADS = ("num_heads", "num_key_value_heads", "head_dim")
 NO_WINDOW = frozenset(("outside_frac",))
 NOT_CACHED = frozenset(("cache_bytes", "cache_frac"))
 LATENT_LAUNCH = {"launch_s": 14e-6}  # of latent kernels in the tables that a graph launched, where the host hides it
+HOST_HIDES = LATENT_LAUNCH | {
+    "block_tokens": 100.0,
+    "fill_s": 0.0,
+    "fill_bytes": 40e6,
+    "cache_bytes": 0.0,
+    "cache_frac": 1.5,
+}
 ONE_LATENT = NO_WINDOW | {"lone_s", "lone_frac"}  # all heads share it
 
 
@@ -119,30 +126,57 @@ def _decode_s(curve: DecodeCurve, gpu: Gpu, x: Rows, heads: HeadShape) -> FloatA
 
 
 def latent(folder: Path) -> Iterator[Group]:
-    """DeepSeek-V3's latent attention without its projections: rank 512, rope 64, nope and value dims 128."""
+    """DeepSeek-V3's latent attention without its projections: rank 512, rope 64, nope and value dims 128.
+
+    Where the host bound the table of a decode kernel, the rows of whole modules stand in, where there are any.
+    """
     prefill = pd.read_parquet(folder / "op_context_mla.parquet")
     decode = pd.read_parquet(folder / "op_generation_mla.parquet")
+    modules = _growing_modules(folder)
     tables = {
         "latent_context_attention": prefill[prefill["isl"] >= 64],
         "latent_generation_attention": decode[decode["step"] >= 127],
     }
+    key = ["gpu", "backend", "kv_cache_dtype"]
     for kind, table in tables.items():
-        for rows in by_columns(table, "gpu", "backend", "kv_cache_dtype"):
+        for rows in by_columns(table, *key):
             dtype = KV_DTYPES[str(rows["kv_cache_dtype"].iloc[0])]
             expanded = kind == "latent_context_attention"
 
             def predict(curve: Any, gpu: Gpu, x: Rows, dtype: str = dtype, expanded: bool = expanded) -> FloatArray:
                 heads = latent_heads(x["num_heads"], (512, 128, 64, 128), NUMBER_BYTES[dtype], expanded=expanded)
-                return _prefill_s(curve, gpu, x, heads) if expanded else _decode_s(curve, gpu, x, heads)
+                if expanded:
+                    return _prefill_s(curve, gpu, x, heads)
+                shorter_s = _decode_s(curve, gpu, {**x, "step": x["shorter"]}, heads) if "shorter" in x else 0.0
+                return _decode_s(curve, gpu, x, heads) - shorter_s
 
-            curve = PrefillCurve if expanded else DecodeCurve
             newest = newest_rows(rows, HOST_BOUND_S["latent"])
-            fixed = frozenset[str]() if expanded else ONE_LATENT
-            given = {}
+            given: dict[str, float] = {}
             if newest.empty:
-                newest = beyond_host(newest_rows(rows), "isl" if expanded else "step")
-                given = LATENT_LAUNCH | ({} if expanded else {"fill_s": 0.0, "fill_bytes": 40e6})
+                whole = modules[(modules[key] == rows[key].iloc[0]).all(axis="columns")]
+                if expanded or whole.empty:
+                    newest = beyond_host(newest_rows(rows), "isl" if expanded else "step")
+                else:
+                    newest = newest_rows(whole)
+                given = LATENT_LAUNCH if expanded else HOST_HIDES
+            curve, fixed = (PrefillCurve, frozenset[str]()) if expanded else (DecodeCurve, ONE_LATENT)
             yield from group_of(kind, dtype, newest, curve, predict, shape=("num_heads",), fixed=fixed, given=given)
+
+
+def _growing_modules(folder: Path) -> pd.DataFrame:
+    """By how much a whole decode module takes longer than at the next `shorter` step: its attention alone grows.
+
+    Rows in which the shorter step takes half as long again as the host's floor, and the longer a tenth more.
+    """
+    table = pd.read_parquet(folder / "op_mla_generation_module.parquet")
+    table = table[(table["model"] == "deepseek-ai/DeepSeek-V3") & (table["step"] >= 127)]
+    shape = ["gpu", "backend", "version", "kernel_source", "kv_cache_dtype", "gemm_type", "num_heads", "batch_size"]
+    table = table.assign(latency_us=table["latency_us"].astype(float)).sort_values([*shape, "step"])
+    before = table.groupby(shape, observed=True)[["step", "latency_us"]].shift()
+    table = table.assign(shorter=before["step"], shorter_us=before["latency_us"]).dropna(subset=["shorter"])
+    floor = table.groupby(["gpu", "backend", "kv_cache_dtype"], observed=True)["latency_us"].transform("quantile", 0.05)
+    grows = (table["shorter_us"] > 1.5 * floor) & (table["latency_us"] > 1.1 * table["shorter_us"])
+    return table.assign(latency_us=table["latency_us"] - table["shorter_us"])[grows]
 
 
 def index(folder: Path) -> Iterator[Group]:

@@ -17,12 +17,13 @@ from estimator.calibrate_groups import Group, Predict, Rows, beyond_host, versio
 from estimator.calibrate_modules import module_errors
 from estimator.calibrate_tables import measured_groups
 from estimator.catalogue.gpus import load_gpu
-from estimator.catalogue.timing import CURVES, read_card
+from estimator.catalogue.timing import CURVES, load_timing, read_card
 from estimator.collectives import LinkCurve
 from estimator.errors import BestServeError
 from estimator.experts import ExpertCurve, ExpertLayer, expert_load
 from estimator.hardware import Gpu
 from estimator.roofline import FloatArray, GemmCurve
+from estimator.work import LatentAttentionOp
 
 GPU = load_gpu("h100_sxm")
 
@@ -265,3 +266,27 @@ def test_the_parts_of_latent_attention_add_up_to_the_whole(shared: Path) -> None
     }
     assert found["generation"].median_frac < 0.06
     assert found["context"].median_frac < 0.09
+
+
+@pytest.mark.shared
+def test_modules_say_what_decode_attention_takes_where_the_host_hides_its_kernel(shared: Path) -> None:
+    """vLLM's latent attention over an fp8 cache grows on H200 as TensorRT-LLM's does, within 10 %.
+
+    The first is fitted on whole modules, the second on lone kernels.
+    """
+    line = {
+        engine: load_timing(load_gpu("h200_sxm"), engine).latent_generation_attention(
+            [128.0],
+            LatentAttentionOp(
+                name="", num_heads=16, kv_lora_rank=512, qk_nope_dim=128, qk_rope_dim=64, v_dim=128, kv_dtype="fp8"
+            ),
+        )
+        for engine in ("vllm", "trtllm")
+    }
+    assert line["vllm"].s_per_cached_token == pytest.approx(line["trtllm"].s_per_cached_token, rel=0.10)
+    groups = measured_groups(shared / "measured", frozenset({"latent_generation_attention"}))
+    group = next(
+        group for group in groups if (group.gpu.name, group.engine, group.dtype) == ("h200_sxm", "vllm", "fp8")
+    )
+    curve = read_card(json.loads((CARDS_DIR / "h200_sxm.json").read_text(encoding="utf-8")))["vllm", group.kind, "fp8"]
+    assert np.median(np.abs(group.predict(curve.curve) / group.latency_s - 1.0)) < 0.03
