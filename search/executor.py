@@ -31,7 +31,9 @@ from spaces.strategy import Strategy
 LOOPBACK = "127.0.0.1"
 CHUNK_S = 0.25  # work per task: task overhead of about 1 ms stays below 1 %, and a generation still spreads
 MAX_ATTEMPTS = 3
-REPAID_S = 30.0  # of work left to the threads of two cores, for which Ray's start and its workers' are worth while
+THREADS_WORTH = 1.3  # cores: what threads make of any number, as half of an evaluation holds Python's lock
+WORKER_WORTH = 0.85  # cores: of a Ray worker beside others, two against one (measured on two cores, 2026-11-25)
+RAY_START_S = 6.0  # until Ray runs and its workers have imported and loaded what they need
 NUM_MEASURED = 32  # evaluations that tell how long the rest will take
 RAY_ENVIRONMENT = {
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
@@ -101,11 +103,11 @@ class LocalExecutor:
 class EagerExecutor:
     """Evaluates here, and on Ray once that has started: at once, or where the work left repays the start.
 
-    `planned`: strategies that the study may evaluate; None: start at once. Starting Ray takes 3 to 4 s and each worker
-    as long again in imports and compiled kernels; where threads here would be done sooner, it is never started. Linux
-    ends Ray's servers with the thread that started them (PR_SET_PDEATHSIG): it stays until all is closed. Starting them
-    forks, and OpenBLAS takes its threads down before a fork: a product that another thread has just begun would never
-    end, so products have one thread from before the start until all is closed.
+    `planned`: strategies that the study may evaluate; None: start at once. Where the threads here would be done sooner
+    than Ray's workers with their start, it is never started. Linux ends Ray's servers with the thread that started them
+    (PR_SET_PDEATHSIG): it stays until all is closed. Starting them forks, and OpenBLAS takes its threads down before a
+    fork: a product that another thread has just begun would never end, so products have one thread from before the
+    start until all is closed.
     """
 
     def __init__(self, here: LocalExecutor, start: Callable[[], RayExecutor], *, planned: int | None = None) -> None:
@@ -166,7 +168,8 @@ class EagerExecutor:
             return True
         if self._num_done < NUM_MEASURED:
             return False
-        return self._spent_s / self._num_done * (self._planned - self._num_done) > REPAID_S
+        left_s = self._spent_s / self._num_done * (self._planned - self._num_done)
+        return left_s * (1.0 - THREADS_WORTH / (WORKER_WORTH * self._here.threads)) > RAY_START_S
 
     def _begin(self) -> None:
         try:

@@ -103,7 +103,7 @@ def plan(  # noqa: PLR0913  (the command's own options, one each)
     problem, tariff = spec.problem(), tariff_of(spec)
     space = Space(problem)
     settings = _settings(spec, trials, warm_start, space)
-    executor = make_executor(problem, settings, workers=workers, address=address)
+    executor = make_executor(space, settings, workers=workers, address=address)
     try:
         manifest = {"name": spec.name, "command": command, "seed": settings.seed, "trials": settings.trials}
         manifest |= {"reach": settings.reach}
@@ -142,16 +142,17 @@ def _settings(spec: Spec, trials: int | None, warm_start: Path | None, space: Sp
     )
 
 
-def make_executor(problem: Problem, settings: Settings, *, workers: int | None, address: str | None) -> Executor:
+def make_executor(space: Space, settings: Settings, *, workers: int | None, address: str | None) -> Executor:
     """Ray at `address` or on this machine, where this process works too until Ray is there; 0 workers: no Ray."""
-    seed = settings.seed
+    problem, seed = space.problem, settings.seed
     if address is not None:
         return RayExecutor(problem, seed=seed, address=address)
     cores = os.cpu_count() or 1
     here = LocalExecutor(problem, seed=seed, threads=cores)
     if workers == 0 or (workers is None and cores == 1):
         return here
-    planned = settings.trials if workers is None else None
+    most = space.size if settings.sampler == "exhaustive" else min(settings.trials, space.size)
+    planned = most if workers is None else None
     return EagerExecutor(here, lambda: RayExecutor(problem, seed=seed, workers=workers or cores), planned=planned)
 
 

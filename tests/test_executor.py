@@ -130,6 +130,28 @@ def test_a_short_study_never_starts_ray() -> None:
     executor.close()
 
 
+@pytest.mark.filterwarnings("ignore:Ray did not start")
+@pytest.mark.parametrize(("planned", "starts"), [(300, 0), (100_000, 1)])
+def test_ray_is_started_where_the_work_left_repays_it(planned: int, starts: int) -> None:
+    """At 1 ms an evaluation 300 are done before Ray runs; 100,000 are not, and it is started once."""
+    problem = small_problem()
+    started: list[int] = []
+
+    def start() -> RayExecutor:
+        started.append(1)
+        raise OSError("no Ray in this test")
+
+    def quickly(problem: Problem, strategy: Strategy, seed: int) -> Evaluation:
+        time.sleep(0.002)
+        return made_up(problem, strategy, seed)
+
+    here = LocalExecutor(problem, seed=0, evaluate=quickly, threads=2)
+    executor = EagerExecutor(here, start, planned=planned)
+    assert len(list(executor.run(list(Space(problem))[:60]))) == 60
+    executor.close()
+    assert len(started) == starts
+
+
 @pytest.mark.ray
 def test_ray_started_beside_work_stays_up() -> None:
     """A second after it has started in the background, every server of Ray still runs, and evaluates."""

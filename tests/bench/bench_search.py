@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import subprocess
 import sys
 import tempfile
 import time
@@ -21,12 +22,12 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from estimator.goodput import Effort
-from search.evaluate import Evaluation, evaluate
+from search.evaluate import Evaluate, Evaluation, evaluate, explore
 from search.executor import LocalExecutor, RayExecutor
 from search.journal import Journal
 from search.pareto import hypervolume, non_dominated
@@ -69,6 +70,8 @@ PROBLEMS: dict[str, dict[str, Any]] = {
     },
 }
 SIXTEEN = PROBLEMS["Qwen3-32B"] | {"search": {"max_gpus": 16, "screen": False, "sampler": "random", "trials": 1000}}
+NARROW = {"max_gpus": 16, "pp": [1], "tokens": [8192], "seqs": [256], "screen": False, "sampler": "exhaustive"}
+EVERY = PROBLEMS["Qwen3-32B"] | {"search": NARROW}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -187,22 +190,47 @@ def timed_plan(given: Mapping[str, Any], workers: int | None) -> tuple[float, Pl
         return time.perf_counter() - started_s, found
 
 
+class Timed(NamedTuple):
+    """The whole command from start to report, the part of it up to the answer, and the strategies evaluated."""
+
+    command_s: float
+    answer_s: float
+    num: int
+
+
+def timed_command(given: Mapping[str, Any], workers: int | None) -> Timed:
+    """`bestserve plan` in a process and a folder of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        spec, run = Path(folder) / "bench.yaml", Path(folder) / "run"
+        spec.write_text(json.dumps({"name": "bench", **given}))
+        command = [sys.executable, "-m", "search.cli", "plan", str(spec), "--out", str(run)]
+        command += [] if workers is None else ["--workers", str(workers)]
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+        started_s = time.perf_counter()
+        subprocess.run(command, check=True, capture_output=True, env=environment)
+        took_s = time.perf_counter() - started_s
+        manifest = json.loads((run / "manifest.json").read_text())
+        return Timed(took_s, manifest["elapsed_s"], manifest["num_evaluated"])
+
+
 def plans(_: Path) -> None:
-    """Whole plans of a 16-GPU problem: an ordinary one, and one of 1,000 simulations that shows throughput."""
+    """Whole plans of a 16-GPU problem: an ordinary one, and one of 1,925 evaluations that shows throughput."""
     cores = os.cpu_count()
     ordinary = PROBLEMS["Qwen3-32B"] | {"search": {"max_gpus": 16}}
+    timed_command(ordinary, 0)  # compiled kernels
+    print("| plan | command | up to the answer | evaluated | CPU |\n|---|---|---|---|---|")
     for name, given, workers in (
-        ("ordinary plan, `auto`", ordinary, None),
-        (f"ordinary plan, {cores} Ray workers", ordinary, cores),
-        (f"1,000 simulations, {cores} Ray workers", SIXTEEN, cores),
+        ("ordinary, `auto`", ordinary, None),
+        ("ordinary, `--workers 0`", ordinary, 0),
+        (f"ordinary, {cores} Ray workers", ordinary, cores),
+        ("every strategy of a narrow space, `auto`", EVERY, None),
+        (f"the same, {cores} Ray workers", EVERY, cores),
     ):
         cpu_s = _cpu_s()
-        took_s, found = timed_plan(given, workers)
-        num = len(found.table)
-        used_s = _cpu_s() - cpu_s
-        print(
-            f"| {name} | {took_s:.1f} s | {num} evaluated, {num / took_s:.0f}/s | {used_s:.1f} s of CPU |", flush=True
-        )
+        took = timed_command(given, workers)
+        used_s, rate = _cpu_s() - cpu_s, took.num / took.answer_s
+        times = f"{took.command_s:.1f} s | {took.answer_s:.1f} s"
+        print(f"| {name} | {times} | {took.num:,}, {rate:.0f}/s | {used_s:.1f} s |", flush=True)
 
 
 def _cpu_s() -> float:
@@ -237,15 +265,18 @@ def overhead(_: Path) -> None:
     problem, tariff = spec.problem(), tariff_of(spec)
     spent = [0.0]
 
-    def watched(problem: Problem, strategy: Strategy, seed: int) -> Evaluation:
+    def watched(judge: Evaluate, problem: Problem, strategy: Strategy, seed: int) -> Evaluation:
         started_s = time.process_time()
-        found = evaluate(problem, strategy, seed)
+        found = judge(problem, strategy, seed)
         spent[0] += time.process_time() - started_s
         return found
 
     with tempfile.TemporaryDirectory() as folder:
-        executor = LocalExecutor(problem, seed=0, evaluate=watched)
-        settings = Settings(demand_req_s=spec.traffic.rate_req_s)
+        judges = partial(watched, evaluate), partial(watched, explore)
+        executor = LocalExecutor(problem, seed=0, evaluate=judges[0], explore=judges[1])
+        for text in ("1m-tp1@h100_sxm", "1p-tp1@h100_sxm+1d-tp1@h100_sxm"):
+            evaluate(problem, Strategy.parse(text), 0)  # kernels compiled, or read
+        settings = Settings(demand_req_s=spec.traffic.rate_req_s, explores=True)
         journal = Journal(Path(folder) / "journal", "bench")
         started_s = time.process_time()
         study = Study(Space(problem), executor, tariff, settings, journal)
