@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +40,7 @@ class Prospects:
         self.known, self._screens = known, screens
         self._seen: list[IntArray] = []
         self._shortfalls: list[FloatArray] = []
+        self._neighbours: dict[Strategy, list[Strategy]] = {}
         self._look_at(screen)
 
     def _look_at(self, screen: Screen) -> None:
@@ -142,15 +142,18 @@ class Prospects:
                     found.append(strategies[row])
         return found
 
-    def beside(self, room: int) -> list[Strategy]:
-        """Unevaluated neighbours of the front's strategies that may be better than it, taken in turn."""
-        beside = (
-            self.screen.rounded(other)
-            for strategy in self.known.best_and_front(3)
-            for other in self.screen.space.neighbours(strategy)
-        )
-        new = (other for other in beside if other not in self.known and other in self.screen.space)
-        return self.hopeful(list(dict.fromkeys(islice(new, 8 * room))))[:room]
+    def beside(self, room: int, taken: Sequence[Strategy]) -> list[Strategy]:
+        """Unevaluated neighbours of the front's strategies that may be better than it, in turn, beside those taken."""
+        found: dict[Strategy, None] = {}
+        for strategy in self.known.best_and_front(3):
+            if strategy not in self._neighbours:
+                rounded = map(self.screen.rounded, self.screen.space.neighbours(strategy))
+                self._neighbours[strategy] = [other for other in rounded if other in self.screen.space]
+            new = [other for other in self._neighbours[strategy] if other not in self.known and other not in taken]
+            found |= dict.fromkeys(self.hopeful(new))
+            if len(found) >= room:
+                break
+        return list(found)[:room]
 
     def _fitted(self) -> Forecast:
         seen = np.concatenate(self._seen) if self._seen else self._table_features[:0]

@@ -1,11 +1,11 @@
 """The study: which strategies are evaluated, in what order, and what is remembered.
 
-Proposers fill synchronous generations: an *opening* (the front of the closed form, and what a previous run found), the
-Optuna *sampler*, the *forecast* (what should add most area to the front, or carry the demand for less) and the
-*neighbours* of the front. Small spaces are gone through whole instead. A generation depends on the seed and on earlier
-results alone, so a study repeats exactly whatever the number of workers, and a resumed one goes the same way: finished
-evaluations come from the journal instead of a worker. A study that `explores` evaluates what it proposes on few
-requests, and at its end confirms at full effort what the answer rests on (`search.confirming`).
+Proposers fill synchronous generations: an *opening* (the front of the closed form, and what a previous run found),
+the Optuna *sampler*, the *forecast* (what should add most area to the front, or carry the demand for less) and, where
+that leaves room, *neighbours* of the front. Small spaces are gone through whole instead. A generation depends on the
+seed and on earlier results alone, so a study repeats exactly whatever the number of workers, and a resumed one goes
+the same way: finished evaluations come from the journal instead of a worker. A study that `explores` evaluates what
+it proposes on few requests, and at its end confirms at full effort what the answer rests on (`search.confirming`).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from search.executor import Executor
 from search.journal import Storage
 from search.known import Known
 from search.offer import Offer
-from search.prospects import Prospects
+from search.prospects import FILL, Prospects
 from search.sampling import SAMPLER_FRAC, Proposer, SamplerName, choose_sampler
 from search.screen import Screen, dearest_usd_per_h
 from search.tariff import Tariff
@@ -157,8 +157,10 @@ class Study:
 
     def _refined(self, prospects: Prospects, room: int) -> int:
         """Evaluates the first of what is promising, and returns how many these were."""
-        found = self._evaluate(prospects.forecast(room), "forecast")
-        return found or self._evaluate(prospects.beside(room), "neighbours")
+        found = prospects.forecast(room)
+        if len(found) < FILL:
+            found += prospects.beside(min(room, FILL) - len(found), found)
+        return self._evaluate(found, "forecast")
 
     def _room(self, until: int) -> int:
         return max(0, min(self._generation, until - len(self._known)))

@@ -260,29 +260,61 @@ def workers(_: Path) -> None:
 
 
 def overhead(_: Path) -> None:
-    """Seconds that proposing, learning and recording take per evaluation, and Ray per task."""
-    spec = spec_of("bench", PROBLEMS["Qwen3-32B"] | {"search": {"max_gpus": 16}})
-    problem, tariff = spec.problem(), tariff_of(spec)
-    spent = [0.0]
+    """What is not simulation: of this process's CPU where it works alone, and of the time of two Ray workers.
 
-    def watched(judge: Evaluate, problem: Problem, strategy: Strategy, seed: int) -> Evaluation:
-        started_s = time.process_time()
-        found = judge(problem, strategy, seed)
-        spent[0] += time.process_time() - started_s
-        return found
+    Two workers' time holds Ray's, the study's between generations, and waiting for the last of a generation.
+    """
+    spec = spec_of("bench", SIXTEEN)
+    problem, tariff, space = spec.problem(), tariff_of(spec), Space(spec.problem())
+    for explores, trials in product((True, False), (256, 1000)):
+        settings = Settings(trials=trials, demand_req_s=spec.traffic.rate_req_s, reach=None, explores=explores)
+        with tempfile.TemporaryDirectory() as folder:
+            watch = Watch(Path(folder) / "spent")
+            judges = (watch.over(evaluate), watch.over(explore))
+            shares: list[float] = []
+            for executor, clock in (
+                (LocalExecutor(problem, seed=0, evaluate=judges[0], explore=judges[1]), time.process_time),
+                (RayExecutor(problem, seed=0, evaluate=judges[0], explore=judges[1], workers=2), time.perf_counter),
+            ):
+                list(executor.run(list(space)[:200:2]))  # imports, compiled kernels, instances
+                watch.reset()
+                journal = Journal(Path(folder) / f"journal-{len(shares)}", "bench")
+                started_s = clock()
+                num = len(Study(space, executor, tariff, settings, journal).run().evaluations)
+                num_workers = len(shares) + 1
+                shares.append(1 - watch.spent_s(clock is time.process_time) / num_workers / (clock() - started_s))
+                executor.close()
+        effort = "few requests" if explores else "full effort"
+        print(
+            f"| {num} evaluations, {effort} | beside simulation {shares[0]:.0%} of CPU, {shares[1]:.0%} of 2 workers |"
+        )
 
-    with tempfile.TemporaryDirectory() as folder:
-        judges = partial(watched, evaluate), partial(watched, explore)
-        executor = LocalExecutor(problem, seed=0, evaluate=judges[0], explore=judges[1])
-        for text in ("1m-tp1@h100_sxm", "1p-tp1@h100_sxm+1d-tp1@h100_sxm"):
-            evaluate(problem, Strategy.parse(text), 0)  # kernels compiled, or read
-        settings = Settings(demand_req_s=spec.traffic.rate_req_s, explores=True)
-        journal = Journal(Path(folder) / "journal", "bench")
-        started_s = time.process_time()
-        study = Study(Space(problem), executor, tariff, settings, journal)
-        num = len(study.run().evaluations)
-        took_s = time.process_time() - started_s
-    print(f"| study beside its simulations | {1 - spent[0] / took_s:.0%} of {took_s:.1f} s of CPU, {num} evaluations |")
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """Adds up, in a file, the seconds that evaluations take in any process."""
+
+    path: Path
+
+    def over(self, judge: Evaluate) -> Evaluate:
+        """The same, watched."""
+
+        def watched(problem: Problem, strategy: Strategy, seed: int) -> Evaluation:
+            cpu_s, started_s = time.process_time(), time.perf_counter()
+            found = judge(problem, strategy, seed)
+            with self.path.open("a") as file:
+                file.write(f"{time.process_time() - cpu_s} {time.perf_counter() - started_s}\n")
+            return found
+
+        return watched
+
+    def reset(self) -> None:
+        """From nothing."""
+        self.path.write_text("")
+
+    def spent_s(self, cpu: bool) -> float:
+        """CPU seconds, or seconds."""
+        return sum(float(line.split()[0 if cpu else 1]) for line in self.path.read_text().splitlines())
 
 
 def scale(_: Path) -> None:

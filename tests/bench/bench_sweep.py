@@ -79,6 +79,7 @@ class Sweep:
 
 def front_bytes(evaluations: tuple[Evaluation, ...], tariff: Tariff) -> bytes:
     """The front by rising cost, every field of its members."""
+    evaluations = tuple(evaluation for evaluation in evaluations if evaluation.is_ok)
     costs = [tariff.usd_per_h(Strategy.parse(evaluation.strategy)) for evaluation in evaluations]
     front = non_dominated([evaluation.goodput_req_s for evaluation in evaluations], costs)
     return json.dumps([evaluations[i].as_dict() | {"usd_per_h": costs[i]} for i in front]).encode()
@@ -94,7 +95,8 @@ def swept(name: str, sweep: Sweep, again: Evaluate | None = None) -> bytes:
         taken |= {"journal_mb": size / 1e6, "front": len(json.loads(front))}
         print(f"| {name} | {', '.join(f'{key} {value:,.6g}' for key, value in taken.items())} |", flush=True)
         disturbed = replace(sweep, judge=again or replayed(whole / "journal"))
-        at = sorted(random.Random(name).random() for _ in range(NUM_KILLS))
+        draws = random.Random(name)
+        at = sorted(draws.random() for _ in range(NUM_KILLS))
         for share in at:
             disturbed.spawned(killed, share * size)
         disturbed.spawned(killed)
