@@ -123,6 +123,7 @@ def _kernels_s(work: TokenWork, costs: EngineCosts, grid: FloatArray) -> FloatAr
         "block_moe": costs.moe_factor * costs.block_factor,
         "mxfp4_moe": costs.moe_factor * costs.mxfp4_factor,
         "link": costs.link_factor,
+        "exchange": costs.exchange_factor,
         "elementwise": 1.0,
     }
     total = np.zeros_like(grid)

@@ -52,6 +52,8 @@ ENGINE_OWN = {
     "sync_host_s": 3.0,
     "sync_host_s_per_seq": 3.0,
     "link_factor": 3.0,
+    "exchange_factor": 3.0,
+    "hand_over_s": 5.0,
     "shared_overlap_frac": 3.0,
     "quantise_launch_s": 2.0,
     "block_factor": 2.0,

@@ -61,6 +61,7 @@ COST_BOUNDS: Mapping[str, tuple[float, float]] = {
     "cold_start_s": (0.0, 4.0),
     "overhead_s_per_token": (0.0, 10e-6),
     "hand_over_s": (0.0, 0.6),
+    "exchange_factor": (0.2, 3.0),
     "mxfp4_factor": (0.6, 1.8),
     "block_factor": (0.6, 1.8),
     "shared_overlap_frac": (0.0, 1.0),
@@ -95,6 +96,7 @@ class EngineCosts:
     cold_start_s: float = 0.2
     overhead_s_per_token: float = 1.5e-6
     hand_over_s: float = 0.15
+    exchange_factor: float = 0.7
     mxfp4_factor: float = 1.0
     block_factor: float = 1.0
     shared_overlap_frac: float = 0.5

@@ -41,7 +41,7 @@ from estimator.operators import (
 from estimator.timing import OperatorTiming
 
 FloatArray = NDArray[np.float64]
-Kind = Literal["gemm", "block_gemm", "moe", "block_moe", "mxfp4_moe", "link", "elementwise", "attention"]
+Kind = Literal["gemm", "block_gemm", "moe", "block_moe", "mxfp4_moe", "link", "exchange", "elementwise", "attention"]
 NVFP4_BYTES = WEIGHT_BYTES["fp4"]
 EXPERT_BLOCK = 128
 TokenOperator = Gemm | ExpertFfn | Elementwise | AllReduce | AllGather | AllToAll | StageTransfer
@@ -65,8 +65,10 @@ def kind_of(operator: Operator, *, block_scaled: bool = False) -> Kind:
         case ExpertFfn():
             kernel = kernel_dtype(operator, block_scaled=block_scaled)
             return "block_moe" if kernel == "fp8_block" else "mxfp4_moe" if kernel == "mxfp4" else "moe"
-        case AllReduce() | AllGather() | AllToAll() | StageTransfer():
+        case AllReduce():
             return "link"
+        case AllGather() | AllToAll() | StageTransfer():
+            return "exchange"
         case Elementwise():
             return "elementwise"
         case _:
