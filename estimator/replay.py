@@ -172,6 +172,8 @@ def _prepared_pool(run: MeasuredRun, pool: PoolLayout, engine: Engine) -> Prepar
     limits = limits_of(run, engine)
     dtypes = Dtypes(weight=_weight_dtype(run), kv=kv_dtype_of(run))
     parallelism = _possible(run.model, pool.parallelism)
+    if not recipe_of(run).attention_dp:
+        parallelism = replace(parallelism, tp=parallelism.tp * parallelism.dp, dp=1)
     blocks, relaxed = _blocks(run, parallelism, dtypes, limits, engine)
     model, gpu, speculation = load_model(run.model), load_gpu(run.gpu), recipe_of(run).speculation
     drafts = None
