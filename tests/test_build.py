@@ -200,7 +200,7 @@ def test_a_gather_brings_one_part() -> None:
     kernels = step_kernels(gather, timing, np.array([1024.0]), num_layers=61, power_law=False, block_scaled=True)
     calls = sum(op.count for op in gather)
     expected = calls * timing.all_gather_s(1024.0 * 2 * model.hidden_size, 8)
-    assert kernels.body.seconds["link"] == pytest.approx(expected, rel=1e-12)
+    assert kernels.body.seconds["exchange"] == pytest.approx(expected, rel=1e-12)
 
 
 def test_small_steps_with_prompts_replay_graphs() -> None:
