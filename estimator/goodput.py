@@ -39,7 +39,8 @@ DOUBT = 0.5  # of the estimate: where, on the way down, lone requests are looked
 COARSE_STEP = 0.25  # of log rate, at first
 COARSE_RATIO = 1.15
 NEAR = 0.75  # of the wanted width: an end this near to the expected answer is kept, and the other end put a width away
-SURE = 2.5  # widths: a bracket no wider than this is closed by a straight line
+SURE = 4.0  # widths: a bracket no wider than this is closed by a straight line
+ABOVE = 2.0  # widths over the expected answer the search on all requests starts: from a miss, the next may end it
 NEARLY = 0.96  # of the estimate of capacity: where the search on all requests starts at most
 PAST = 0.4  # of the wanted width: how far past a farther expected answer a probe goes
 MAX_STEPS = 40
@@ -396,7 +397,7 @@ def _fine_bracket(prober: Prober, coarse: tuple[Probe, Probe], precision: float)
     num, width = len(prober.unit_requests), math.log(1.0 + precision)
     prober.probes.clear()
     fall, longest = _fall(low, high), 3.0 * math.log(high.rate_req_s / low.rate_req_s)
-    start = low.rate_req_s * math.exp(min(_headroom(low) / fall, longest / 3.0))
+    start = low.rate_req_s * math.exp(min(_headroom(low) / fall, longest / 3.0) + ABOVE * width)
     probe = prober.at(min(start, NEARLY * prober.estimate_req_s), num)  # short runs do not show how queues grow
     bracket = _across(prober, probe, num, fall=fall, longest=longest, width=width)
     return bracket if isinstance(bracket, Unstable) else _narrow(prober, *bracket, 1.0 + precision, num)

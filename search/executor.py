@@ -34,7 +34,8 @@ MAX_ATTEMPTS = 3
 THREADS_WORTH = 1.3  # cores: what threads make of any number, as half of an evaluation holds Python's lock
 WORKER_WORTH = 0.85  # cores: of a Ray worker beside others, two against one (measured on two cores, 2026-11-25)
 RAY_START_S = 6.0  # until Ray runs and its workers have imported and loaded what they need
-NUM_MEASURED = 32  # evaluations that tell how long the rest will take
+NUM_FIRST = 16  # evaluations that load kernels and draw requests besides
+NUM_MEASURED = 16  # further ones, which tell how long the rest will take
 RAY_ENVIRONMENT = {
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -127,7 +128,9 @@ class EagerExecutor:
         before_s = time.monotonic()
         for evaluation in self._here.run(self._while_local(waiting), exploring=exploring):
             now_s = time.monotonic()
-            self._spent_s, self._num_done, before_s = self._spent_s + now_s - before_s, self._num_done + 1, now_s
+            self._num_done += 1
+            self._spent_s += now_s - before_s if self._num_done > NUM_FIRST else 0.0
+            before_s = now_s
             self._begin_if_due()
             yield evaluation
             before_s = time.monotonic()
@@ -166,9 +169,10 @@ class EagerExecutor:
     def _is_due(self) -> bool:
         if self._planned is None:
             return True
-        if self._num_done < NUM_MEASURED:
+        num_measured = self._num_done - NUM_FIRST
+        if num_measured < NUM_MEASURED:
             return False
-        left_s = self._spent_s / self._num_done * (self._planned - self._num_done)
+        left_s = self._spent_s / num_measured * (self._planned - self._num_done)
         return left_s * (1.0 - THREADS_WORTH / (WORKER_WORTH * self._here.threads)) > RAY_START_S
 
     def _begin(self) -> None:
