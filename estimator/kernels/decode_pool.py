@@ -327,6 +327,7 @@ def start_decode(pool, state, unit, t, freed):
             leader, longest_s = lane, step_s
     pool.totals[2] += evicted
     if leader == EMPTY:
+        set_time(state.times, pool.leaf + unit, NEVER)
         return
     at["is_running"], at["start_s"], at["first_s"], at["slope_s"] = 1, t, longest_s, 0.0
     num_steps = 1
@@ -365,7 +366,7 @@ def decode_slope(pool, lane):
 
 @njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
 def end_stretch(pool, state, unit):
-    """Adds up the stretch that has ended: tokens, KV use, gaps; `take_finished` does the rest."""
+    """Adds up the stretch that has ended: tokens, KV use, gaps; `take_finished` and `start_decode` do the rest."""
     at, gain = pool.units[unit], pool.cost.gain
     k, first_s, slope_s, total_s = at["num_steps"], at["first_s"], at["slope_s"], at["end_s"] - at["start_s"]
     pool.totals[0] += total_s
@@ -391,7 +392,6 @@ def end_stretch(pool, state, unit):
         record_gaps(state.weights, first_s / gain, (first_s + slope_s * (k - 1)) / gain, num_gaps * gain)
     at["clock"] += k
     at["is_running"] = 0
-    set_time(state.times, pool.leaf + unit, NEVER)
 
 
 @njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
