@@ -223,7 +223,13 @@ def _instance(run: MeasuredRun, pool: PreparedPool, engine: Engine) -> Instance:
         cost = pool.drafts.cost(load_gpu(run.gpu), engine, pool.limits, recipe.speculation)
         instance = replace(instance, cost=cost)
     cold_start_s = engine.costs_on(load_gpu(run.gpu).architecture).cold_start_s if recipe.starts_cold else 0.0
-    return replace(instance, poll_steps=recipe.poll_steps, wait_steps=recipe.wait_steps, cold_start_s=cold_start_s)
+    return replace(
+        instance,
+        poll_steps=recipe.poll_steps,
+        wait_steps=recipe.wait_steps,
+        cold_start_s=cold_start_s,
+        output_s_per_token=recipe.output_s_per_token,
+    )
 
 
 def _possible(model: str, parallelism: Parallelism) -> Parallelism:

@@ -36,6 +36,7 @@ class Recipe:
     poll_steps: int = 1
     wait_steps: int = 0
     speculation: Speculation | None = None
+    output_s_per_token: float = 0.0
     attention_dp: bool = True  # attention is divided among ranks where the row says so
 
 
@@ -101,6 +102,7 @@ def recipe_of(run: MeasuredRun) -> Recipe:
         inferencemax_load=found.get("inferencemax_load", False),
         poll_steps=found.get("poll_steps", [1, 1])[(run.concurrency or 0) >= BUSY_CONCURRENCY],
         wait_steps=found.get("wait_steps", 0),
+        output_s_per_token=found.get("output_s_per_token", 0.0),
         attention_dp=found.get("attention_dp", True),
         speculation=drafts and Speculation(draft_tokens=drafts, acceptance=found["acceptance"]),
     )
