@@ -171,3 +171,14 @@ def test_schema_accepts_the_examples() -> None:
         jsonschema.validate(read_yaml(path), schema)
     with pytest.raises(jsonschema.ValidationError, match="modle"):
         jsonschema.validate(spec_with(modle={}), schema)
+
+
+def test_reach_and_routers_are_the_users() -> None:
+    """By default four times the demand and round robin; both can be told, the reach to have no end."""
+    plain, told = (
+        parse_spec(spec_with(search=search), folder=Path("."))
+        for search in ({}, {"reach": None, "routers": ["round_robin", "least_outstanding"]})
+    )
+    assert (plain.search.reach, plain.problem().space.routers) == (4.0, ("round_robin",))
+    assert (told.search.reach, told.problem().space.routers) == (None, ("round_robin", "least_outstanding"))
+    assert "must be ≥ 1.0" in sentence(search={"reach": 0.5})
