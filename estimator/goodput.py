@@ -419,7 +419,8 @@ def _answer(prober: Prober, low: Probe, high: Probe, num_parts: int) -> Goodput:
 def _half_width(prober: Prober, at: Probe) -> float:
     """Half of the 95 % interval of log rate: batch means of the attainment over its slope between the fine probes.
 
-    With few probes or an attainment that does not move the slope is unknown, and the width of the probes stands in.
+    Where the attainment does not move between the probes, or is the same in every batch, the width of the probes stands
+    in: a target that all keep until a queue builds up says nothing about the rate.
     """
     kept = prober.slo.met_binding(at.simulation, at.window)
     means = np.array([batch.mean() for batch in np.array_split(kept, NUM_BATCHES)])
@@ -428,7 +429,7 @@ def _half_width(prober: Prober, at: Probe) -> float:
     attained = np.array([prober.slo.met_binding(p.simulation, p.window).mean() for p in prober.probes])
     fall = float(attained[rates.argmin()] - attained[rates.argmax()])
     span = float(np.ptp(rates))
-    return min(T_9 * standard_error * span / fall, 0.5) if fall > 0 else span
+    return min(T_9 * standard_error * span / fall, 0.5) if fall > 0 and standard_error > 0 else span
 
 
 def _binding_limit(prober: Prober, high: Probe, summary: LatencySummary) -> str:

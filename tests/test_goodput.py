@@ -285,3 +285,11 @@ def test_precision_is_checked() -> None:
     """A precision of 0 is refused by name."""
     with pytest.raises(BestServeError, match=r"precision: 0.0 must lie in \[0.001, 0.2\]"):
         goodput(Collocated(instance=instance_of()), CHAT, SLO, effort=Effort(precision=0.0))
+
+
+def test_throughput_has_an_interval() -> None:
+    """Where every request keeps the SLO at the goodput and a queue builds up above it, sampling still leaves doubt."""
+    loose = Slo(targets=(SloTarget(metric="ttft", limit_s=20.0), SloTarget(metric="tpot", limit_s=1.0)))
+    answer = found(Collocated(instance=instance_of()), loose)
+    assert answer.binding_limit == "throughput"
+    assert answer.low_req_s < answer.rate_req_s < answer.high_req_s
