@@ -30,12 +30,19 @@ def run_error_card(measurements: Path, predictions: Path, *, is_held_out: bool) 
 
 
 def read_predictions(path: Path) -> dict[str, dict[str, float]]:
-    """Metric to ms, by run id."""
+    """Metric to ms, by run id. Raises `BestServeError` where one is predicted twice, as in a file of several tools."""
+    predicted: dict[str, dict[str, float]] = {}
     with path.open(newline="", encoding="utf-8") as file:
-        return {
-            row["id"]: {metric: float(row[metric]) for metric in METRICS if row.get(metric)}
-            for row in csv.DictReader(file)
-        }
+        for row in csv.DictReader(file):
+            require(
+                row["id"] not in predicted,
+                field="predictions",
+                value=str(path),
+                rule=f"predicts run {row['id']} twice",
+                accepted="one row a run, as `bestserve validate --out` writes them",
+            )
+            predicted[row["id"]] = {metric: float(row[metric]) for metric in METRICS if row.get(metric)}
+    return predicted
 
 
 def _pairs(

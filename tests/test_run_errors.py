@@ -13,7 +13,7 @@ from estimator.errors import BestServeError
 from estimator.run_errors import LEAST_RUNS, LEVELS, RunErrorCard, RunGroup, group_errors
 from search import error_view
 from search.error_view import run_error_line
-from search.run_errors import run_error_card
+from search.run_errors import read_predictions, run_error_card
 from spaces.strategy import Strategy
 from tests.small_problem import small_problem
 
@@ -102,3 +102,11 @@ def test_two_files_give_a_card(shared: Path, tmp_path: Path) -> None:
     predictions.write_text("id,tpot_mean_ms\nnobody,1.0\n")
     with pytest.raises(BestServeError, match="share no id; accepted: ids of the runs"):
         run_error_card(measurements, predictions, is_held_out=True)
+
+
+def test_predictions_of_several_tools_are_refused(tmp_path: Path) -> None:
+    """A file that predicts a run twice is another's or a mix: refused with the run, not averaged."""
+    predictions = tmp_path / "peers.csv"
+    predictions.write_text("id,peer,ttft_mean_ms\na1,one,100\na1,other,120\n")
+    with pytest.raises(BestServeError, match=r"predicts run a1 twice; accepted: one row a run"):
+        read_predictions(predictions)
