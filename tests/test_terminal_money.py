@@ -83,12 +83,16 @@ def test_whatif_says_what_becomes_of_the_old_answer(run: Path) -> None:
 
 
 def test_commands_print_one_json_object(run: Path, tmp_path: Path) -> None:
-    """`reprice` and `whatif` with --json print one object that names what was and what is recommended."""
+    """`reprice` and `whatif` with --json print one object that names what was and what is recommended.
+
+    `reprice` simulates nothing; `whatif` confirms what the new answer rests on.
+    """
     prices = price_file(tmp_path, l40s=9.0)
-    for arguments in (["reprice", str(run), "--prices", str(prices)], ["whatif", str(run), "--set", "prices.l40s=9"]):
+    reprice, what_if = ["reprice", str(run), "--prices", str(prices)], ["whatif", str(run), "--set", "prices.l40s=9"]
+    for arguments, most in ((reprice, 0), (what_if, 2)):
         ran = CliRunner().invoke(app, [*arguments, "--json"])
         assert ran.exit_code == 0, ran.output
         found = json.loads(ran.output)
         assert found["before"]["gpus"] == {"l40s": 1}
         assert found["after"]["gpus"] == {"h100_sxm": 1}
-        assert found["num_simulated"] == 0
+        assert found["num_simulated"] <= most
