@@ -103,9 +103,9 @@ class StepKernels:
     """Kernel seconds of one stage and rank on the token grid; symbols in the module's docstring.
 
     `window_*` belong to windowed and top-k layers, which read at most `window_tokens` tokens a sequence.
-    `is_latent`: attention reads one latent for all heads. `prefill_launch_s` once a mixed step of that many tokens,
-    `prefill_s_per_token` per new token. `shared`: the part of the body that shared experts take, beside routed ones.
-    `num_expert_groups`: layers whose experts are divided among groups of GPUs.
+    `prefill_launch_s` once a mixed step of that many tokens, `prefill_s_per_token` per new token. `shared`: the part
+    of the body that shared experts take, beside routed ones. `num_expert_groups`: layers whose experts are divided
+    among groups of GPUs.
     """
 
     tokens: FloatArray
@@ -118,7 +118,6 @@ class StepKernels:
     read_s_per_token: FloatArray
     window_read_s_per_token: FloatArray
     window_tokens: int = 0
-    is_latent: bool = False
     prefill_launch_s: FloatArray
     prefill_s_per_token: float = 0.0
     pair_s: float = 0.0
@@ -181,8 +180,6 @@ def step_kernels(  # noqa: PLR0913  what a stage runs, on what, how divided and 
         prefill_launch_s=zeros,
         transfer_s=zeros,
     )
-    operators = tuple(operators)
-    kernels.is_latent = any(isinstance(operator, LatentAttentionOp | SparseAttentionOp) for operator in operators)
     for operator in operators:
         match operator:
             case GroupedAttention() | LatentAttentionOp() | SparseAttentionOp() | DeltaNetOp():

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from estimator.simulation import FINISHED, Simulation
+from estimator.simulation import Simulation
 from estimator.slo import Metric, metric_s
 from search.estimate import existing_system, simulate_at
 from spaces.problem import Problem
@@ -29,11 +29,6 @@ class Prediction:
         if len(values) == 0:
             return float("nan")
         return float(values.mean() if level is None else np.percentile(values, level))
-
-    @property
-    def finished_frac(self) -> float:
-        """Share of the requests that finish."""
-        return float((self.simulation.status[self.window] == FINISHED).mean())
 
 
 def predict(problem: Problem, strategy: Strategy, *, rate_req_s: float) -> Prediction:

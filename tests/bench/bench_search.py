@@ -2,7 +2,8 @@
 
     python -m tests.bench.bench_search truth quality      hypervolume and least cost against exhaustive fronts
     python -m tests.bench.bench_search plan workers scale  time of whole plans
-    python -m tests.bench.bench_search exact overhead      what the bound leaves to simulate; what the study adds
+    python -m tests.bench.bench_search exact explored     what the bound leaves to simulate; what few requests find
+    python -m tests.bench.bench_search overhead           what the study adds to the simulations
 
 Ground truth (every strategy of three spaces simulated, a quarter of an hour on one core) is kept in `--cache` and
 extended where it was left. Times depend on the machine and its load; ratios and shares less so.
@@ -33,6 +34,7 @@ from search.executor import LocalExecutor, RayExecutor
 from search.journal import Journal
 from search.pareto import hypervolume, non_dominated
 from search.planner import Plan, plan
+from search.screen import FloatArray, Screen
 from search.spec import Spec, parse_spec
 from search.study import REACH, Settings, Study
 from search.tariff import Tariff, tariff_of
@@ -177,8 +179,8 @@ def _studied(every: Truth, trials: int, seed: int, reach: float | None) -> tuple
 
 
 def exact(cache: Path) -> None:
-    """Spaces gone through whole: how many strategies the bound leaves to simulate, and whose front is found."""
-    print("| problem | strategies | simulated | front |\n|---|---|---|---|")
+    """Spaces gone through whole: what the bound leaves to simulate, whose front is found, goodput over the bound."""
+    print("| problem | strategies | simulated | front | most over bound | median |\n|---|---|---|---|---|---|")
     for name in PROBLEMS:
         every = truth(name, cache)
         table = every.by_text
@@ -191,7 +193,28 @@ def exact(cache: Path) -> None:
             goodput, cost = every.points(evaluations)
             fronts.append({(goodput[i], cost[i]) for i in non_dominated(goodput, cost)})
         same = "the true one" if fronts[0] == fronts[1] else "another"
-        print(f"| {name} | {every.space.size:,} | {len(found):,} | {len(fronts[1])} points, {same} |", flush=True)
+        ratios = _over_bound(every)
+        row = f"| {name} | {every.space.size:,} | {len(found):,} | {len(fronts[1])} points, {same} |"
+        print(row, f"{ratios.max():.3f} | {np.median(ratios):.2f} |", flush=True)
+
+
+def _over_bound(every: Truth) -> FloatArray:
+    """Goodput over the closed form's bound, of every strategy that has one."""
+    sound = [(Strategy.parse(text), found) for text, found in every.by_text.items() if found.is_ok]
+    bound = Screen(every.space, every.tariff, seed=0).rows([strategy for strategy, _ in sound]).bound_req_s
+    return np.array([found.goodput_req_s for _, found in sound]) / bound
+
+
+def explored(cache: Path) -> None:
+    """What few requests find beside the truth: mean and deviation of the log, 80 strategies of each problem."""
+    print("| problem | strategies | mean | deviation |\n|---|---|---|---|")
+    for name in PROBLEMS:
+        every = truth(name, cache)
+        sound = [found for found in every.by_text.values() if found.is_ok]
+        drawn = np.random.default_rng(1).choice(len(sound), 80, replace=False)
+        pairs = [(explore(every.space.problem, Strategy.parse(sound[k].strategy), 0), sound[k]) for k in drawn]
+        logs = np.log([rough.goodput_req_s / exact.goodput_req_s for rough, exact in pairs if rough.is_ok])
+        print(f"| {name} | {len(logs)} | {logs.mean():+.3f} | {logs.std():.3f} |", flush=True)
 
 
 def timed_plan(given: Mapping[str, Any], workers: int | None) -> tuple[float, Plan]:
@@ -366,8 +389,10 @@ def main() -> None:
         "workers": workers,
         "overhead": overhead,
         "scale": scale,
+        "truth": truths,
+        "exact": exact,
+        "explored": explored,
     }
-    parts |= {"truth": truths, "exact": exact}
     for name in (argument for argument in arguments if not argument.startswith("--")):
         parts[name](cache)
 
