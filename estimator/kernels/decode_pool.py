@@ -121,12 +121,17 @@ def has_room(pool, state, lane, i, t):
         return False
     n, done, stretch = at["num_seqs"], 0, pool.units[unit]
     room = pool.capacity - at["used"] - at["coming"] - need
-    if room >= 0 and stretch["is_running"] and n > 0:
-        most = n * ((pool.p * stretch["num_steps"] >> pool.shift) + 1)
-        if pool.admission == RESERVE_DYNAMIC or most > room:
-            done = steps_reaching(pool, unit, t - stretch["start_s"] + SAME_S) - 1
-            room -= blocks_opened(pool.phases, lane, 0, pool.shift, stretch["clock"], n, pool.p, done + 1)
-    if room >= 0 and pool.admission == RESERVE_DYNAMIC and n > 0:
+    if room < 0 or n == 0:
+        return room >= 0
+    most = n * ((pool.p * stretch["num_steps"] >> pool.shift) + 1) if stretch["is_running"] else 0
+    if pool.admission == RESERVE_DYNAMIC:  # the least predicted tokens to go are at most the mean of those predicted
+        most += seated * at["reserved"] // n
+    if most <= room:  # enough in any case
+        return True
+    if stretch["is_running"]:
+        done = steps_reaching(pool, unit, t - stretch["start_s"] + SAME_S) - 1
+        room -= blocks_opened(pool.phases, lane, 0, pool.shift, stretch["clock"], n, pool.p, done + 1)
+    if room >= 0 and pool.admission == RESERVE_DYNAMIC:
         least, held = shortest(pool, state, lane, stretch["clock"] + done)
         room += held - seated * prompt_blocks(math.ceil(least))
     return room >= 0
