@@ -131,7 +131,7 @@ def power_law_loads(tokens: FloatArray, num_experts: FloatArray, top_k: FloatArr
     """Tokens of an expert at 64 quantiles of the power law, whole numbers with mean tokens·k/E, (num_points, 64).
 
     Loads run over [1, 0.8·tokens] where there are more pairs than experts, else over [0.01, 2]; then they are scaled to
-    the pairs, rounded, and what rounding took goes to the busiest experts, one each.
+    the pairs, rounded, and what rounding took goes to experts without a token, one each, beyond that to the busiest.
     """
     many = (tokens * top_k > num_experts)[:, None]
     low = np.where(many, 1.0, 0.01)
@@ -141,7 +141,10 @@ def power_law_loads(tokens: FloatArray, num_experts: FloatArray, top_k: FloatArr
     mean = (tokens * top_k / num_experts)[:, None]
     loads = np.minimum(np.round(drawn / drawn.mean(axis=1, keepdims=True) * mean), tokens[:, None])
     missing = np.maximum(mean - loads.mean(axis=1, keepdims=True), 0.0)
-    filled = loads + (1.0 - missing <= QUANTILES) * np.maximum(missing, 1.0)
+    empty = (loads < 0.5).mean(axis=1, keepdims=True)
+    spread = np.minimum(missing, empty)
+    loads = loads + ((empty - spread < QUANTILES) & (empty > QUANTILES))
+    filled = loads + (1.0 - (missing - spread) <= QUANTILES) * np.maximum(missing - spread, 1.0)
     return np.asarray(np.minimum(filled, tokens[:, None]))
 
 

@@ -31,13 +31,13 @@ def drawn_counts(tokens: int, num_experts: int, top_k: int, rng: np.random.Gener
 
 
 def skewed_counts(tokens: int, num_experts: int, top_k: int, rng: np.random.Generator, skew: float) -> FloatArray:
-    """Tokens of each expert drawn from the power law, scaled to the pairs and rounded."""
+    """Tokens of each expert drawn from the power law, scaled to the pairs and rounded, the rest to idle experts."""
     low, high = (1.0, 0.8 * tokens) if tokens * top_k > num_experts else (0.01, 2.0)
     power = 1.0 - skew
     drawn = ((high**power - low**power) * rng.random(num_experts) + low**power) ** (1.0 / power)
     counts = np.round(drawn / drawn.sum() * tokens * top_k)
     missing = int(tokens * top_k - counts.sum())
-    counts[np.argsort(-counts)[: max(missing, 0) % num_experts]] += 1
+    counts[np.argsort(counts, kind="stable")[: max(missing, 0) % num_experts]] += 1
     return np.asarray(np.minimum(counts, tokens), dtype=np.float64)
 
 
@@ -122,3 +122,14 @@ def test_skewed_routing_is_slower_where_ranks_wait_and_faster_where_experts_idle
 
     assert seconds(4096, 32, True) > 1.15 * seconds(4096, 32, False)
     assert seconds(64, 256, True) < seconds(64, 256, False)
+
+
+def test_pairs_that_rounding_leaves_go_to_experts_without_a_token() -> None:
+    """As measured on B200 (SGLang, fp8): 8 tokens of top 10 touch 80 of 512 experts, 32 of top 8 touch 131 of 256.
+
+    The first takes as long as balanced routing (174 µs), the second 715 of the 1,395 µs that all 256 take.
+    """
+    few = expert_load(np.array([8.0]), layer_of(512, 1, 10), "power_law", 1.01)
+    assert few.touched[0] == pytest.approx(80, rel=0.02)
+    more = expert_load(np.array([32.0]), layer_of(256, 1, 8), "power_law", 1.01)
+    assert more.touched[0] == pytest.approx(715 / 1395 * 256, rel=0.05)
