@@ -35,7 +35,8 @@ class Instance:
     for one output token of all sequences after another, beside it (collocated instances only). `cold_start_s`: the
     burst of a closed loop waits so long for kernels that nobody has warmed up. The scheduler looks at its queue every
     `poll_steps` decode steps and after every step with prompts; it holds prompts back for `wait_steps` decode steps
-    until they fill a step; `looks_ahead`: it puts the next step together when the present one begins.
+    until they fill a step (both on one stage only); `looks_ahead`: it puts the next step together when the present one
+    begins.
     `stage_transfer_s`: hand-over of activations to the next pipeline stage. `tier`: what the times rest on, worst
     operator first (`fitted`, `borrowed`, `data_sheet`).
     """

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from estimator.errors import BestServeError
 from estimator.instance import EngineLimits, Instance
 from estimator.iteration import StepCost
+from estimator.kernels.calendar import SAME_S
 from estimator.kernels.routing import ROUTERS, choose, router_draws
 from estimator.parallelism import Parallelism
 from estimator.queueing import mmc_wait_s, processor_sharing_s, shared_rate_mean_seqs
@@ -20,8 +21,8 @@ from estimator.requests import Requests
 from estimator.simulate import simulate
 from estimator.simulation import FINISHED, ITL_EDGES_S, REJECTED, Simulation
 from estimator.system import Collocated, CollocatedPolicy
-from tests.bench.bench_queueing import MEAN_STEPS, servers, traffic
-from tests.twins import FleetTwin, InstanceTwin, Job, LaneTwin
+from tests.bench.bench_queueing import MEAN_STEPS, prompts, servers, traffic
+from tests.twins import FleetTwin, InstanceTwin, Job, LaneTwin, MicroBatchTwin
 
 
 def instance_of(cost: StepCost, max_tokens: int, max_seqs: int, num_kv_blocks: int = 1000) -> Instance:
@@ -113,12 +114,13 @@ def cases(draw: st.DrawFn) -> tuple[Collocated, Requests, int | None]:
     gaps, inputs, outputs, cached = np.array(draw(st.lists(LENGTHS, min_size=1, max_size=25))).T
     arrival_s = np.cumsum(gaps * 0.0101317)
     max_tokens, max_seqs = draw(st.integers(4, 80)), draw(st.integers(1, 8))
-    degrees = draw(st.sampled_from([(1, 1), (1, 1), (2, 1), (3, 1), (1, 2), (1, 3), (2, 2)]))
+    degrees = draw(st.sampled_from([(1, 1), (1, 1), (2, 1), (3, 1), (1, 2), (1, 3), (2, 2), (1, 4)]))
     instance = replace(
         instance_of(rough_cost(max_tokens, max_seqs), max_tokens, max_seqs, draw(st.integers(5, 40))),
         parallelism=Parallelism(dp=degrees[0], pp=degrees[1]),
         stage_transfer_s=0.00371,
         output_s_per_token=draw(st.sampled_from([0.0, 0.0, 0.00291, 0.0153])),
+        looks_ahead=draw(st.booleans()),
     )
     concurrency = draw(st.none() | st.integers(1, 30))
     system = Collocated(
@@ -132,6 +134,27 @@ def cases(draw: st.DrawFn) -> tuple[Collocated, Requests, int | None]:
     return system, requests, concurrency
 
 
+def micro_batches(system: Collocated, seats: int) -> list[MicroBatchTwin]:
+    """Those of one instance: a lane per rank in each; a rank's lanes share a queue."""
+    degrees, queues = system.instance.parallelism, [[] for _ in range(system.instance.parallelism.dp)]  # type: ignore[var-annotated]
+    return [
+        MicroBatchTwin(
+            lanes=[
+                LaneTwin(
+                    cost=system.instance.cost,
+                    policy=system.policy,
+                    max_tokens=system.instance.limits.max_num_batched_tokens,
+                    max_seqs=seats,
+                    capacity=system.instance.num_kv_blocks // degrees.pp,
+                    waiting=queue,
+                )
+                for queue in queues
+            ]
+        )
+        for _ in range(degrees.pp)
+    ]
+
+
 def twin_of(system: Collocated, requests: Requests, concurrency: int | None) -> FleetTwin:
     """The same system and requests, step by step; already run."""
     instance, degrees, limits = system.instance, system.instance.parallelism, system.instance.limits
@@ -140,20 +163,11 @@ def twin_of(system: Collocated, requests: Requests, concurrency: int | None) -> 
         seats = min(seats, limits.max_num_batched_tokens)
     instances = [
         InstanceTwin(
-            lanes=[
-                LaneTwin(
-                    cost=instance.cost,
-                    policy=system.policy,
-                    max_tokens=limits.max_num_batched_tokens,
-                    max_seqs=seats,
-                    capacity=instance.num_kv_blocks // degrees.pp,
-                )
-                for _ in range(degrees.dp * degrees.pp)
-            ],
-            dp=degrees.dp,
-            pp=degrees.pp,
-            hop_s=(degrees.pp - 1) * instance.stage_transfer_s,
+            batches=micro_batches(system, seats),
+            hop_s=instance.stage_transfer_s,
             output_s=instance.output_s_per_token,
+            looks_ahead=instance.looks_ahead,
+            same_s=SAME_S if degrees.pp > 1 else 0.0,
         )
         for _ in range(system.num_instances)
     ]
@@ -183,7 +197,7 @@ def assert_equals_twin(system: Collocated, requests: Requests, concurrency: int 
         expected = np.array([np.nan if x is None else x for x in plain])
         np.testing.assert_allclose(times, expected, rtol=1e-9, err_msg=name)
     assert run.decode.kv_block_s == pytest.approx(sum(i.kv_block_s for i in twin.instances), rel=1e-9)
-    assert run.decode.num_preemptions == sum(lane.num_evicted for i in twin.instances for lane in i.lanes)
+    assert run.decode.num_preemptions == sum(i.num_evicted for i in twin.instances)
     gaps = np.sort(np.concatenate([job.gaps_s for job in twin.jobs]))
     assert run.itl_weight.sum() == pytest.approx(len(gaps), rel=1e-9)
     if len(gaps) > 0:  # the longest gap, decode stalls included, lies in the last bin that is filled, or next to it
@@ -221,6 +235,16 @@ def test_lone_prompts_wait_as_in_m_d_1(load: float) -> None:
     arrival = np.cumsum(np.random.default_rng(5).exponential(service_s / load, 1_000_000))
     run = simulate(Collocated(instance=instance_of(round_cost(4, 4), 4, 4)), requests_of(arrival, 4, 1))
     assert_mean(run.prefill_start_s - run.arrival_s, load * service_s / (2 * (1 - load)))
+
+
+@pytest.mark.parametrize("load", [0.3, 0.6, 0.8])
+def test_two_stages_wait_as_distserve_says(load: float) -> None:
+    """Prompts that fill a step of two stages have a mean TTFT of D + RD²/(4(2 − RD)) (arXiv 2401.09670, eq. 2)."""
+    D, R = 1.0, 2 * load
+    run = simulate(
+        Collocated(instance=prompts(D, stages=2)), traffic(R, np.ones(1_000_000, np.int64), prompt_tokens=4_096)
+    )
+    assert_mean(run.ttft_s - D, R * D**2 / (4 * (2 - R * D)))
 
 
 @pytest.mark.parametrize("load", [0.5, 0.8])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -53,7 +54,7 @@ def blocks(tokens: int) -> int:
 
 @dataclass(kw_only=True, eq=False)
 class LaneTwin:
-    """One rank of one micro-batch: residents in order of admission, and what waits."""
+    """One rank of one micro-batch: residents in order of admission; micro-batches share `waiting`."""
 
     cost: StepCost
     policy: str
@@ -65,6 +66,7 @@ class LaneTwin:
     active: list[Job] = field(default_factory=list)
     prompts: list[Job] = field(default_factory=list)
     num_evicted: int = 0
+    horizon_s: float = math.inf
 
     @property
     def decoding(self) -> list[Job]:
@@ -83,9 +85,9 @@ class LaneTwin:
         self.waiting.append(job)
         return True
 
-    def stage_s(self, now: float) -> float | None:
-        """Puts the next step together; its stage time, or None if there is nothing to do."""
-        self.active, self.prompts = [], []
+    def stage_s(self, now: float, horizon_s: float) -> float | None:
+        """Puts the next step together, with arrivals up to `horizon_s`; its stage time, or None with nothing to do."""
+        self.active, self.prompts, self.horizon_s = [], [], horizon_s
         chunks = self._chunks(now)
         self.active = self.decoding if self.policy == "chunked" or not chunks else []
         cached = float(sum(job.held + job.seen_tokens for job in self.active))
@@ -126,7 +128,8 @@ class LaneTwin:
 
     def _next_waiting(self, *, evicted: bool) -> Job | None:
         full = len(self.resident) >= self.max_seqs or (self.policy == "static" and bool(self.decoding))
-        return None if evicted or full or not self.waiting else self.waiting[0]
+        late = bool(self.waiting) and self.waiting[0].arrival_s > self.horizon_s
+        return None if evicted or full or late or not self.waiting else self.waiting[0]
 
     def _make_room(self) -> None:
         while len(self.resident) > 1 and self.decoding and self.used(1) > self.capacity:
@@ -159,31 +162,108 @@ class LaneTwin:
 
 
 @dataclass(kw_only=True, eq=False)
-class InstanceTwin:
-    """dp × pp lanes that step together."""
+class MicroBatchTwin:
+    """dp lanes that step together."""
 
     lanes: list[LaneTwin]
-    dp: int = 1
-    pp: int = 1
+    came_s: float = 0.0
+    end_s: float | None = None  # of the step in flight
+
+    @property
+    def is_empty(self) -> bool:
+        """Nobody is resident."""
+        return not any(lane.resident for lane in self.lanes)
+
+    @property
+    def used(self) -> int:
+        """Blocks held, those opened by the step in flight among them."""
+        return sum(lane.used(1 if lane.active and self.end_s is not None else 0) for lane in self.lanes)
+
+
+@dataclass(kw_only=True, eq=False)
+class InstanceTwin:
+    """One micro-batch per pipeline stage, each in one stage at a time; a queue per rank."""
+
+    batches: list[MicroBatchTwin]
     hop_s: float = 0.0
-    start_s: float = 0.0
-    end_s: float | None = None
     output_s: float = 0.0
+    looks_ahead: bool = False
+    same_s: float = 0.0
+    free_s: list[float] = field(default_factory=list)
+    started_s: float = 0.0
     shown_s: float = 0.0
+    kept_s: float = 0.0
     kv_block_s: float = 0.0
     num_offered: int = 0
     outstanding: int = 0
 
-    def plan(self, now: float) -> None:
-        """Starts the next step, if there is anything to do."""
-        stages = [lane.stage_s(now) for lane in self.lanes]
-        if all(stage is None for stage in stages):
+    def __post_init__(self) -> None:
+        self.free_s = [0.0] * len(self.batches)
+
+    def offer(self, job: Job) -> bool:
+        """Puts the job into the queue of the next rank; False if it never fits."""
+        lanes = self.batches[0].lanes
+        if not lanes[self.num_offered % len(lanes)].offer(job):
+            return False
+        self.num_offered += 1
+        self.outstanding += 1
+        return True
+
+    @property
+    def num_evicted(self) -> int:
+        """Evictions of all lanes."""
+        return sum(lane.num_evicted for batch in self.batches for lane in batch.lanes)
+
+    @property
+    def flying(self) -> list[MicroBatchTwin]:
+        """Micro-batches on their way through the stages, the first to leave first."""
+        return sorted((b for b in self.batches if b.end_s is not None), key=lambda b: b.end_s or 0.0)
+
+    def _next(self) -> MicroBatchTwin | None:
+        here = [b for b in self.batches if b.end_s is None]
+        ready = sorted((b for b in here if not b.is_empty), key=lambda b: b.came_s)
+        somebody_waits = any(lane.waiting for lane in self.batches[0].lanes)
+        return ready[0] if ready else here[0] if here and somebody_waits else None
+
+    def next_s(self) -> float:
+        """When a micro-batch leaves, or can enter."""
+        ends = [b.end_s for b in self.flying if b.end_s is not None]
+        return min([*ends, self.free_s[0]] if self._next() else [*ends, math.inf])
+
+    def _keep(self, now: float) -> None:
+        self.kv_block_s += (now - self.kept_s) * sum(batch.used for batch in self.batches)
+        self.kept_s = now
+
+    def leave(self, limit_s: float) -> int:
+        """Ends the first step that is over by then; returns the number of jobs that finished, -1 without a step."""
+        batch = self.flying[0] if self.flying else None
+        if batch is None or batch.end_s is None or batch.end_s > limit_s:
+            return -1
+        now = batch.end_s
+        self._keep(now)
+        batch.came_s, batch.end_s = now, None
+        self.shown_s = max(self.shown_s, now) + sum(lane.num_tokens for lane in batch.lanes) * self.output_s
+        ended = sum(lane.end(now, self.shown_s) for lane in batch.lanes)
+        self.outstanding -= ended
+        return ended
+
+    def enter(self, now: float) -> None:
+        """Starts the next step, if stage 1 is free and there is anything to do."""
+        batch = self._next()
+        if batch is None or self.free_s[0] > now + self.same_s:
             return
-        times = [[s or 0.0 for s in stages[j * self.dp : (j + 1) * self.dp]] for j in range(self.pp)]
-        batches = [max(ranks) for ranks in times]
-        span = max(sum(batches), self.pp * max(batches) + self.hop_s) if self.pp > 1 else batches[0]
-        self.kv_block_s += span * sum(lane.used(1 if lane.active else 0) for lane in self.lanes)
-        self.start_s, self.end_s = now, now + span
+        horizon_s = now + self.same_s
+        if self.looks_ahead and not batch.is_empty and self.free_s[0] >= now - self.same_s:
+            horizon_s = self.started_s + self.same_s
+        start_s = max(now, self.free_s[0], 0.0 if batch.is_empty else batch.came_s)
+        self._keep(start_s)
+        stages = [lane.stage_s(start_s, horizon_s) for lane in batch.lanes]
+        stage_s, end_s = max(s or 0.0 for s in stages), start_s - self.hop_s
+        assert stage_s > 0
+        for stage, free_s in enumerate(self.free_s):
+            end_s = max(end_s + self.hop_s, free_s) + stage_s
+            self.free_s[stage] = end_s
+        self.started_s, batch.end_s = start_s, end_s
 
 
 @dataclass(kw_only=True, eq=False)
@@ -199,33 +279,23 @@ class FleetTwin:
         """Fills the times of every job. In a closed loop arrival times are rewritten."""
         coming = self.jobs[: self.concurrency]
         self._later = self.jobs[len(coming) :]
-        turn = 0
+        turn, same_s = 0, self.instances[0].same_s
         for job in coming:
             job.arrival_s = 0.0 if self.concurrency else job.arrival_s
         while True:
-            times = [i.end_s for i in self.instances if i.end_s is not None] + [job.arrival_s for job in coming[:1]]
-            if not times:
+            now = min([i.next_s() for i in self.instances] + [job.arrival_s for job in coming[:1]])
+            if now == math.inf:
                 return
-            now = min(times)
             for instance in self.instances:
-                if instance.end_s == now:
-                    instance.end_s = None
-                    tokens = sum(lane.num_tokens for lane in instance.lanes)
-                    instance.shown_s = max(instance.shown_s, now) + tokens * instance.output_s
-                    ended = sum(lane.end(now, instance.shown_s) for lane in instance.lanes)
-                    instance.outstanding -= ended
+                while (ended := instance.leave(now + same_s)) >= 0:
                     self._send(coming, ended, instance.shown_s)
-            while coming and coming[0].arrival_s <= now:
+            while coming and coming[0].arrival_s <= now + same_s:
                 instance = self.instances[self.choose(turn, [i.outstanding for i in self.instances])]
-                if instance.lanes[instance.num_offered % len(instance.lanes)].offer(coming.pop(0)):
-                    instance.num_offered += 1
-                    instance.outstanding += 1
-                else:
+                if not instance.offer(coming.pop(0)):
                     self._send(coming, 1, now)
                 turn += 1
             for instance in self.instances:
-                if instance.end_s is None:
-                    instance.plan(now)
+                instance.enter(now)
 
     def _send(self, coming: list[Job], num: int, now: float) -> None:
         for job in self._later[:num] if self.concurrency else []:

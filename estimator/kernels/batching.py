@@ -172,7 +172,7 @@ def _stop_decoding(lane, work, job, r, at, i, place):
 
 
 @njit(cache=True, error_model="numpy", _nrt=False)
-def _evict(lane, work, job, when, sums, r, at, t):
+def _evict(lane, work, job, when, sums, r, at, t, last_s):
     """The latest admitted gives up its blocks and waits, before all others, to compute its tokens again."""
     i = lane[at, LAST]
     if job[i, JOINED] >= 0:
@@ -182,7 +182,7 @@ def _evict(lane, work, job, when, sums, r, at, t):
         marks, marked = lane[at, MARKS], 0
         for m in range(marks):
             marked += lane[at, r.mark_at + m]
-        when[i, LAST_TOKEN] = t
+        when[i, LAST_TOKEN] = last_s
         if marked == lane[at, NUM_DECODING]:  # it has waited for its next token since the latest mark
             when[i, LAST_TOKEN] = work[at, MARK_S + marks - 1]
             lane[at, r.mark_at + marks - 1] -= 1
@@ -205,12 +205,12 @@ def _evict(lane, work, job, when, sums, r, at, t):
 
 
 @njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
-def _make_room(lane, work, job, when, sums, r, at, t):
+def _make_room(lane, work, job, when, sums, r, at, t, last_s):
     """Evicts until one decode step's blocks fit, the first admitted never; returns those blocks, whether it evicted."""
     before = sums[PREEMPTIONS]
     opened = new_blocks(lane, at, PHASE, r.shift, lane[at, CLOCK], r.p)
     while lane[at, USED] + opened > r.capacity and lane[at, NUM_RESIDENT] > 1:
-        _evict(lane, work, job, when, sums, r, at, t)
+        _evict(lane, work, job, when, sums, r, at, t, last_s)
         opened = new_blocks(lane, at, PHASE, r.shift, lane[at, CLOCK], r.p)
     return opened, sums[PREEMPTIONS] > before
 
@@ -232,12 +232,15 @@ def _admit(lane, job, when, sums, at, i, t):
 
 
 @njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
-def plan_lane(lane, work, job, when, sums, tab, r, at, t, horizon):
-    """Puts the lane's next step together: its tokens, decoding sequences, stage time and how often it may repeat."""
+def plan_lane(lane, work, job, when, sums, tab, r, at, t, last_s, horizon):
+    """Puts the lane's next step together: its tokens, decoding sequences, stage time and how often it may repeat.
+
+    It begins at t; tokens of the step before appeared at `last_s`; arrivals up to `horizon` take part.
+    """
     chunked = r.policy == CHUNKED
     budget, taken, evicted = r.max_tokens, lane[at, USED], False
     if chunked and lane[at, NUM_DECODING] > 0:
-        opened, evicted = _make_room(lane, work, job, when, sums, r, at, t)
+        opened, evicted = _make_room(lane, work, job, when, sums, r, at, t, last_s)
         taken, budget = lane[at, USED] + opened, budget - r.q * lane[at, NUM_DECODING]
     tokens, ending, pairs, window_pairs = 0, 0, 0.0, 0.0
     i = lane[at, PROMPT]
@@ -252,7 +255,7 @@ def plan_lane(lane, work, job, when, sums, tab, r, at, t, horizon):
         need = blocks_of(units, r.shift) - job[i, OWN]
         if taken + need > r.capacity:
             if not fresh:
-                _evict(lane, work, job, when, sums, r, at, t)
+                _evict(lane, work, job, when, sums, r, at, t, last_s)
                 evicted = True
             break
         if fresh:
@@ -267,7 +270,7 @@ def plan_lane(lane, work, job, when, sums, tab, r, at, t, horizon):
         tokens, budget, ending = tokens + new, budget - new, ending + (job[i, TODO] == 0)
         i = -1
     if tokens == 0 and not chunked and lane[at, NUM_DECODING] > 0:
-        _, evicted = _make_room(lane, work, job, when, sums, r, at, t)
+        _, evicted = _make_room(lane, work, job, when, sums, r, at, t, last_s)
     n = lane[at, NUM_DECODING] if tokens == 0 or chunked else 0
     lane[at, ACTIVE], lane[at, TOKENS], lane[at, ENDING] = n, tokens, ending
     if tokens > 0:

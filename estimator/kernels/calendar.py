@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 Array = NDArray[Any]  # of a kernel: shape and type are given where it is made
 NEVER = np.inf
 EMPTY = -1
+SAME_S = 1e-9  # events this close are at one time: less than any step, more than the rounding of an hour's clock
 FEW = 32  # servers
 
 

@@ -1,9 +1,8 @@
 """Event kernel of instances that do prefill and decode: continuous batching, fast-forwarded while no batch can change.
 
-Every instance is a group of lanes that step together. A lane is one attention-dp rank of one pipeline micro-batch, with
-a queue, seats and KV blocks of its own. A step of the group takes pp·x + hop, x the longest stage time of any lane: the
-cycle time of pp micro-batches in rotation through pp equal stages, where shorter ones leave bubbles behind the longest,
-and idle ranks step along.
+Every instance is a group of lanes that step together, as long as the longest. A lane is one attention-dp rank, with a
+queue, seats and KV blocks of its own; idle ranks step along. Instances of several pipeline stages:
+`estimator.kernels.pipelined`.
 
 Total order of events at one time:
 
@@ -14,7 +13,7 @@ Total order of events at one time:
 3. Instances without a running step put the next one together, others cut their jump where somebody new can join; none
    sees another, so that their order is no matter.
 
-While every lane only decodes, step times are a piecewise straight line (`_segment`), so that the group jumps to the
+While every lane only decodes, step times are a piecewise straight line (`segment`), so that the group jumps to the
 next finish, to the step that runs out of blocks, or to the first step end after an arrival that can be admitted.
 
 Output tokens of all sequences of an instance pass its front end one after another, `output_s` each. Clients see those
@@ -66,12 +65,13 @@ from estimator.kernels.batching import (
     plan_lane,
 )
 from estimator.kernels.blocks import held_time
+from estimator.kernels.calendar import SAME_S
 from estimator.kernels.routing import choose
 from estimator.kernels.spans import MANY, line_backlog_s, line_crossing, line_span_s, line_steps_until, record_gaps
 
 
 @njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
-def _lane_line(lane, work, tab, r, at, done):
+def lane_line(lane, work, tab, r, at, done):
     """(stage time, growth per step, steps for which it holds) of a lane after `done` decode steps of a jump."""
     n = lane[at, ACTIVE]
     if lane[at, TOKENS] > 0:
@@ -91,20 +91,20 @@ def _lane_line(lane, work, tab, r, at, done):
 
 
 @njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
-def _segment(lane, work, tab, r, g, done):
+def segment(lane, work, tab, r, g, done):
     """(step time, growth per step, steps for which it holds) of instance g after `done` steps of a jump."""
-    num = r.dp * r.pp
+    num = r.dp
     if num == 1:
-        return _lane_line(lane, work, tab, r, g, done)
+        return lane_line(lane, work, tab, r, g, done)
     holds, top_s, top_slope = MANY, 0.0, 0.0
     for at in range(g * num, (g + 1) * num):
-        work[at, LINE], work[at, SLOPE], steps = _lane_line(lane, work, tab, r, at, done)
+        work[at, LINE], work[at, SLOPE], steps = lane_line(lane, work, tab, r, at, done)
         holds = min(holds, steps)
         if work[at, LINE] > top_s or (work[at, LINE] == top_s and work[at, SLOPE] > top_slope):
             top_s, top_slope = work[at, LINE], work[at, SLOPE]
     for at in range(g * num, (g + 1) * num):
         holds = min(holds, line_crossing(top_s, top_slope, work[at, LINE], work[at, SLOPE]))
-    return r.pp * top_s + r.hop_s, r.pp * top_slope, holds
+    return top_s, top_slope, holds
 
 
 @njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
@@ -112,7 +112,7 @@ def _jump(lane, work, tab, r, g, k, limit_s):
     """(steps, seconds) of instance g: k steps, or fewer if their time reaches `limit_s` sooner."""
     total_s, done = 0.0, 0
     while done < k:
-        first_s, slope_s, holds = _segment(lane, work, tab, r, g, done)
+        first_s, slope_s, holds = segment(lane, work, tab, r, g, done)
         holds = min(holds, k - done)
         span_s = line_span_s(first_s, slope_s, holds)
         if total_s + span_s >= limit_s:
@@ -125,7 +125,7 @@ def _jump(lane, work, tab, r, g, k, limit_s):
 @njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
 def _notice(lane, job, when, look, r, g, t):
     """(time up to which arrivals take part in the next step of instance g, most decode steps before the next look)."""
-    first, num = g * r.dp * r.pp, r.dp * r.pp
+    first, num = g * r.dp, r.dp
     resident = 0
     for at in range(first, first + num):
         resident += lane[at, NUM_RESIDENT]
@@ -159,7 +159,7 @@ def _look(lane, look, r, g, t, steps, last_s):
     A scheduler that looks ahead has put that step together while the last one began.
     """
     prompts = 0
-    for at in range(g * r.dp * r.pp, (g + 1) * r.dp * r.pp):
+    for at in range(g * r.dp, (g + 1) * r.dp):
         prompts += lane[at, TOKENS]
     look[g, SINCE_LOOK] += steps
     if look[g, HELD_STEPS] >= 0:
@@ -167,11 +167,11 @@ def _look(lane, look, r, g, t, steps, last_s):
     look[g, STOPPED] = t
     if prompts > 0 or look[g, SINCE_LOOK] >= r.poll_steps:
         look[g, SINCE_LOOK] = 0
-        look[g, HORIZON] = t - last_s if r.looks_ahead else t
+        look[g, HORIZON] = t - last_s + SAME_S if r.looks_ahead else t  # who came when it began is in it
 
 
 @njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
-def _release(when, visible, delay, i, free_s, t, frontend_s):
+def release(when, visible, delay, i, free_s, t, frontend_s):
     """Request i is sent at t; returns when the front end has done it."""
     free_s = max(free_s, t) + frontend_s
     when[i, ARRIVAL] = t
@@ -186,12 +186,12 @@ def _plan(lane, work, job, when, sums, tab, r, g, t, horizon, most):
 
     Arrivals up to `horizon` take part; decode steps are at most `most`.
     """
-    num = r.dp * r.pp
+    num = r.dp
     k, mixed, unseen = MANY, False, False
     for at in range(g * num, (g + 1) * num):
         lane[at, STEPS], lane[at, ACTIVE], lane[at, TOKENS] = MANY, 0, 0
         if lane[at, NUM_RESIDENT] > 0 or lane[at, NEXT_WAITING] >= 0:
-            plan_lane(lane, work, job, when, sums, tab, r, at, t, horizon)
+            plan_lane(lane, work, job, when, sums, tab, r, at, t, t, horizon)
             i = lane[at, NEXT_WAITING]
             unseen = unseen or (i >= 0 and horizon >= 0 and when[i, VISIBLE] > horizon and has_seat(lane, r, at))
             mixed = mixed or lane[at, TOKENS] > 0
@@ -205,7 +205,7 @@ def _plan(lane, work, job, when, sums, tab, r, g, t, horizon, most):
 def _tokens_per_step(lane, r, g):
     """Output tokens of one step of instance g."""
     tokens = 0.0
-    for at in range(g * r.dp * r.pp, (g + 1) * r.dp * r.pp):
+    for at in range(g * r.dp, (g + 1) * r.dp):
         tokens += r.gain * lane[at, ACTIVE] + (lane[at, ENDING] if lane[at, TOKENS] > 0 else 0)
     return tokens
 
@@ -213,10 +213,10 @@ def _tokens_per_step(lane, r, g):
 @njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
 def _pass_time(lane, work, look, sums, weights, tab, r, g, k, start_s):
     """Advances clocks, KV caches, output, integrals and gaps of instance g by its k steps; returns the last's time."""
-    num, done, last_s = r.dp * r.pp, 0, 0.0
+    num, done, last_s = r.dp, 0, 0.0
     look[g, BACKLOG] = max(look[g, BACKLOG] - (start_s - look[g, STOPPED]), 0.0)
     while done < k:
-        first_s, slope_s, holds = _segment(lane, work, tab, r, g, done)
+        first_s, slope_s, holds = segment(lane, work, tab, r, g, done)
         holds = min(holds, k - done)
         num_gaps = 0
         for at in range(g * num, (g + 1) * num):
@@ -284,7 +284,7 @@ def run_instances(lane, work, job, when, sums, weights, tab, r, visible, delay, 
     `delay` (num,) s: from the end of the front end to `visible`. `draws`: of `routing.router_draws`. In a closed loop
     `visible` and the arrivals are rewritten.
     """
-    num, num_lanes = len(visible), r.dp * r.pp
+    num, num_lanes = len(visible), r.dp
     tree, start_s, steps, outstanding, turns, idle, is_listed, look = fleet
     num_idle = 0
     released = num if r.concurrency == 0 else min(r.concurrency, num)
@@ -307,7 +307,7 @@ def run_instances(lane, work, job, when, sums, weights, tab, r, visible, delay, 
             steps[g] = 0
             if r.concurrency > 0:
                 for _ in range(min(ended, num - released)):
-                    free_s = _release(when, visible, delay, released, free_s, shown_s, r.frontend_s)
+                    free_s = release(when, visible, delay, released, free_s, shown_s, r.frontend_s)
                     released += 1
             idle[num_idle], is_listed[g] = g, True
             num_idle += 1
@@ -329,7 +329,7 @@ def run_instances(lane, work, job, when, sums, weights, tab, r, visible, delay, 
                     idle[num_idle], is_listed[g] = g, True
                     num_idle += 1
             elif r.concurrency > 0 and released < num:
-                free_s = _release(when, visible, delay, released, free_s, t, r.frontend_s)
+                free_s = release(when, visible, delay, released, free_s, t, r.frontend_s)
                 released += 1
             come += 1
         for m in range(num_idle):  # 3. steps begin, jumps are cut

@@ -25,8 +25,8 @@ import numpy as np
 from numba import njit
 
 from estimator.kernels.blocks import blocks_of, blocks_opened, held_time, new_blocks, steps_within
-from estimator.kernels.calendar import EMPTY, NEVER, Array, mark, pop, push_front, set_time
-from estimator.kernels.prefill_pool import SAME_S, Cost, prompt_blocks
+from estimator.kernels.calendar import EMPTY, NEVER, SAME_S, Array, mark, pop, push_front, set_time
+from estimator.kernels.prefill_pool import Cost, prompt_blocks
 from estimator.kernels.spans import MANY, line_crossing, line_span_s, line_steps_until, record_gaps
 
 GREEDY, RESERVE_STATIC, RESERVE_DYNAMIC = 0, 1, 2

@@ -1,7 +1,8 @@
 """A pool of equal instances behind a router, packed for `estimator.kernels.collocated`.
 
 An instance is dp × pp lanes: attention-dp ranks of pipeline micro-batches. Limits and KV blocks of `Instance` are per
-rank; the pp micro-batches of a rank share them out in equal parts.
+rank; the pp micro-batches of a rank share them out in equal parts. Those of one stage run in
+`estimator.kernels.collocated`, others in `estimator.kernels.pipelined`.
 """
 
 from __future__ import annotations
@@ -35,7 +36,9 @@ from estimator.kernels.batching import (
     VISIBLE,
     Rules,
 )
+from estimator.kernels.calendar import new_marks, new_times
 from estimator.kernels.collocated import run_instances
+from estimator.kernels.pipelined import GROWTH_S, ORDER, SLOPE_S, Pipelines, run_pipelines
 from estimator.kernels.routing import ROUND_ROBIN, router_draws
 from estimator.kernels.spans import MANY
 from estimator.requests import Requests
@@ -108,10 +111,11 @@ def run_pool(pool: Pool, jobs: Jobs, weights: FloatArray, *, concurrency: int | 
     when[:, ARRIVAL], when[:, VISIBLE] = jobs.sent.sent_s, jobs.sent.visible_s
     draws = router_draws(pool.router, num, pool.seed)
     visible_s, delay_s = jobs.sent.visible_s.copy(), jobs.sent.delay_s
-    tables = _tables(pool.instance)
-    fleet = _fleet(pool.num_instances)
-    columns = _columns(jobs)
-    run_instances(lane, work, columns, when, sums, weights, tables, rules, visible_s, delay_s, fleet, draws)
+    flat = (lane, work, _columns(jobs), when, sums, weights, _tables(pool.instance), rules)
+    if rules.pp > 1:
+        run_pipelines(_pipelines(pool, flat), visible_s, delay_s, draws)
+    else:
+        run_instances(*flat, visible_s, delay_s, _fleet(pool.num_instances), draws)
     arrival, start, first, finish = (when[:, column].copy() for column in (ARRIVAL, START, FIRST_TOKEN, FINISH))
     integrals = _integrals(pool, arrival, start, finish, sums)
     return PoolRun(arrival_s=arrival, start_s=start, first_s=first, finish_s=finish, integrals=integrals)
@@ -132,6 +136,32 @@ def _fleet(num: int) -> tuple[NDArray[Any], ...]:
         none.copy(),
         np.zeros(num, np.bool_),
         look,
+    )
+
+
+def _pipelines(pool: Pool, flat: tuple[Any, ...]) -> Pipelines:
+    num, degrees = pool.num_instances, pool.instance.parallelism
+    times = new_times(num)
+    lane, work, job, when, sums, weights, tab, r = flat
+    return Pipelines(
+        lane=lane,
+        work=work,
+        job=job,
+        when=when,
+        sums=sums,
+        weights=weights,
+        tab=tab,
+        r=r,
+        unit=np.zeros((num * degrees.pp, SLOPE_S + 1)),
+        pipe=np.zeros((num, GROWTH_S + 1)),
+        leap=np.zeros((num, ORDER + degrees.pp), np.int64),
+        free_s=np.zeros((num, degrees.pp)),
+        queue=np.full((num * degrees.dp, 2), -1, np.int64),
+        times=times,
+        outstanding=np.zeros(num, np.int64),
+        turns=np.zeros(num, np.int64),
+        wake=new_marks(num),
+        found=np.zeros(len(times), np.int64),
     )
 
 
@@ -174,7 +204,7 @@ def _rules(pool: Pool, concurrency: int) -> Rules:
         output_s=float(pool.instance.output_s_per_token),
         dp=degrees.dp,
         pp=degrees.pp,
-        hop_s=(degrees.pp - 1) * float(pool.instance.stage_transfer_s),
+        hop_s=float(pool.instance.stage_transfer_s),
         router=pool.router,
         concurrency=concurrency,
         heap_at=PHASE + block,

@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 from numba import njit
 
-from estimator.kernels.calendar import EMPTY, NEVER, Array, due, mark, pop, push, set_time, take_marks
+from estimator.kernels.calendar import EMPTY, NEVER, SAME_S, Array, due, mark, pop, push, set_time, take_marks
 from estimator.kernels.decode_pool import (
     DecodePool,
     cut,
@@ -35,7 +35,7 @@ from estimator.kernels.decode_pool import (
     steps_reaching,
     take_finished,
 )
-from estimator.kernels.prefill_pool import SAME_S, PrefillPool, leave_prefill, prompt_blocks, start_prefill
+from estimator.kernels.prefill_pool import PrefillPool, leave_prefill, prompt_blocks, start_prefill
 from estimator.kernels.routing import choose
 
 COME, RELEASED, ROUTED, PLACED = range(4)  # of `Loop.counts`

@@ -18,10 +18,9 @@ from numba import njit
 
 from estimator.instance import BLOCK_TOKENS
 from estimator.kernels.blocks import blocks_of
-from estimator.kernels.calendar import EMPTY, NEVER, Array, pop, push, set_time
+from estimator.kernels.calendar import EMPTY, NEVER, SAME_S, Array, pop, push, set_time
 
 FCFS, SJF, LJF = 0, 1, -1
-SAME_S = 1e-9  # events this close are at one time: less than any step, more than the rounding of an hour's clock
 BLOCK_SHIFT = BLOCK_TOKENS.bit_length() - 1
 
 JOB = np.dtype(

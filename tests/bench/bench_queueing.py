@@ -201,9 +201,13 @@ def serving() -> None:
         seen,
     )
     rates = [0.6, 1.2, 1.6]
-    seen = [mean_sojourn_s(run(prompts(1.0, stages=2), traffic(rate, ones, prompt_tokens=4_096))) for rate in rates]
     laws = [queueing.distserve_two_stages_ttft_s(rate, 1.0) for rate in rates]
-    row("DistServe eq. 2, TTFT over two stages", "the same, collocated kernel, pp = 2", laws, seen)
+    two = prompts(1.0, stages=2)
+    link = KvLink(egress_bytes_per_s=1e15, ingress_bytes_per_s=1e15)
+    pools = Disaggregated(prefill=two, num_prefill=1, decode=servers(1), num_decode=1, link=link)
+    for name, system in (("collocated", Collocated(instance=two)), ("a prefill pool", pools)):
+        seen = [mean_sojourn_s(simulate(system, traffic(rate, ones, prompt_tokens=4_096))) for rate in rates]
+        row("DistServe eq. 2, TTFT over two stages", f"the same, pp = 2, {name}", laws, seen)
     capacity()
 
 
