@@ -10,7 +10,9 @@ import pytest
 from estimator.errors import BestServeError
 from estimator.instance import EngineLimits, Instance
 from estimator.iteration import StepCost
+from estimator.kernels.calendar import EMPTY, State
 from estimator.kernels.disaggregated import run_disaggregated
+from estimator.kernels.pools import Loop, run_pools
 from estimator.length_predictor import predicted_tokens
 from estimator.parallelism import Parallelism
 from estimator.requests import Requests
@@ -87,6 +89,16 @@ def test_one_request_by_hand() -> None:
     assert run.finish_s[0] == pytest.approx(0.26 + 2 * 0.02 + 1e-4 * (10 + 11), rel=1e-12)
     held = simulate(system_of(pool_instance(), holds_first_token=True), requests_of([0.0], 10, 3))
     assert held.first_token_s[0] == pytest.approx(0.26, rel=1e-12)
+
+
+def test_two_senders_take_turns_at_one_receiver() -> None:
+    """Two prompts of 10 tokens end at 0.11 s on two instances: the second cache crosses after the first, at 0.36 s.
+
+    A third, sent at 0.1 s, ends at 0.22 s on the first instance and is third in line at the decode instance: 0.46 s.
+    """
+    run = simulate(system_of(pool_instance(), num_prefill=2), requests_of([0.0, 0.0, 0.1], 10, 2))
+    assert run.first_token_s == pytest.approx([0.11, 0.11, 0.22], rel=1e-12)
+    assert run.kv_arrival_s == pytest.approx([0.26, 0.36, 0.46], rel=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -272,6 +284,28 @@ def test_littles_law_is_exact(policy: DisaggregatedPolicy) -> None:
     parts = [pool.waiting_seq_s + pool.running_seq_s for pool in (run.prefill, run.decode)]
     assert float(run.e2e_s.sum()) == pytest.approx(integral, rel=1e-9)
     assert sum(parts) == pytest.approx(integral, rel=1e-9)
+
+
+@pytest.mark.parametrize("policy", [replace(DISTSERVE, admission="greedy"), TETRIINFER])
+def test_memory_is_empty_at_the_end(policy: DisaggregatedPolicy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a run short of blocks no lane of either pool holds a request, a block, a cache on its way or a phase."""
+    kept = []
+
+    def keep(state: State, loop: Loop) -> None:
+        run_pools(state, loop)
+        kept.append((state, loop))
+
+    monkeypatch.setattr("estimator.kernels.disaggregated.run_pools", keep)
+    run = busy_run(policy, decode=pool_instance(num_kv_blocks=24))
+    (state, loop) = kept[0]
+    assert run.decode.num_preemptions > 0 or policy is TETRIINFER
+    assert (run.status == FINISHED).all()
+    for name in ("num_prompts", "num_held", "used"):
+        assert (loop.prefill.lanes[name] == 0).all(), name
+    for name in ("num_seqs", "num_redo", "num_waiting_redo", "num_coming", "used", "coming", "reserved", "cached"):
+        assert (loop.decode.lanes[name] == 0).all(), name
+    assert (loop.decode.phases == 0).all()
+    assert (state.lists[:, 0] == EMPTY).all()
 
 
 def test_closed_loop_of_one_sends_at_each_completion() -> None:
