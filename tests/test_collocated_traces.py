@@ -16,7 +16,8 @@ from estimator.iteration import StepCost
 from estimator.kernels.batching import NUM_RESIDENT, PHASE, USED
 from estimator.kernels.collocated import run_instances
 from estimator.kernels.lanes import _pipelines, run_pool
-from estimator.kernels.pipelined import Pipelines, run_pipelines
+from estimator.kernels.micro_batches import Pipelines
+from estimator.kernels.pipelined import run_pipelines
 from estimator.kernels.spans import MANY
 from estimator.parallelism import Parallelism
 from estimator.simulate import collocated_jobs, collocated_pool, simulate
@@ -311,3 +312,32 @@ def test_skipping_steps_changes_nothing_where_schedulers_look_now_and_then(seed:
     fast, plain = (run_pool(replace(pool, longest_jump=k), jobs, weights, concurrency=concurrency) for k in (MANY, 1))
     np.testing.assert_allclose(fast.first_s, plain.first_s, rtol=1e-9)
     np.testing.assert_allclose(fast.finish_s, plain.finish_s, rtol=1e-9)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_skipping_rounds_of_micro_batches_changes_nothing(seed: int) -> None:
+    """Two to five stages, long and short outputs, ranks, any policy, high and low load: as with every step alone."""
+    rng = np.random.default_rng(seed)
+    stages = 2 + seed % 4
+    instance = replace(
+        instance_of(rough_cost(64, 6 * stages), 64, 6 * stages, num_kv_blocks=60 * stages),
+        parallelism=Parallelism(pp=stages, dp=1 + seed // 4 % 2),
+        stage_transfer_s=0.0037 * (seed % 3),
+        looks_ahead=seed % 2 == 1,
+    )
+    policies: tuple[CollocatedPolicy, ...] = ("chunked", "prefill_first", "static")
+    system = Collocated(instance=instance, num_instances=1 + seed // 8 % 2, policy=policies[seed % 3], router="random")
+    num, concurrency = 80, None if seed % 5 < 3 else int(rng.integers(1, 20))
+    gaps_s = rng.exponential((0.05, 0.3, 1.0, 4.0)[seed // 10], num)
+    requests = requests_of(np.cumsum(gaps_s), rng.integers(1, 150, num), rng.integers(1, 60 + 300 * (seed % 2), num))
+    pool, jobs = collocated_pool(system, 0), collocated_jobs(system, requests, open_loop=concurrency is None)
+    weights = np.zeros((2, len(ITL_EDGES_S) - 1))
+    fast, plain = (
+        run_pool(replace(pool, longest_jump=k), jobs, weights[row], concurrency=concurrency)
+        for row, k in enumerate((MANY, 1))
+    )
+    np.testing.assert_allclose(fast.first_s, plain.first_s, rtol=1e-9)
+    np.testing.assert_allclose(fast.finish_s, plain.finish_s, rtol=1e-9)
+    np.testing.assert_allclose(weights[0].cumsum(), weights[1].cumsum(), atol=2e-3 * weights[1].sum())
+    for name in ("busy_s", "kv_block_s", "running_seq_s", "waiting_seq_s", "num_steps", "num_preemptions"):
+        assert getattr(fast.integrals, name) == pytest.approx(getattr(plain.integrals, name), rel=1e-9), name

@@ -38,7 +38,8 @@ from estimator.kernels.batching import (
 )
 from estimator.kernels.calendar import new_marks, new_times
 from estimator.kernels.collocated import run_instances
-from estimator.kernels.pipelined import GROWTH_S, ORDER, SLOPE_S, Pipelines, run_pipelines
+from estimator.kernels.micro_batches import ORDER, SHOWN_S, TAIL_SLOPE, Pipelines
+from estimator.kernels.pipelined import run_pipelines
 from estimator.kernels.routing import ROUND_ROBIN, router_draws
 from estimator.kernels.spans import MANY
 from estimator.requests import Requests
@@ -152,8 +153,8 @@ def _pipelines(pool: Pool, flat: tuple[Any, ...]) -> Pipelines:
         weights=weights,
         tab=tab,
         r=r,
-        unit=np.zeros((num * degrees.pp, SLOPE_S + 1)),
-        pipe=np.zeros((num, GROWTH_S + 1)),
+        unit=np.zeros((num * degrees.pp, TAIL_SLOPE + 1)),
+        pipe=np.zeros((num, SHOWN_S + 1)),
         leap=np.zeros((num, ORDER + degrees.pp), np.int64),
         free_s=np.zeros((num, degrees.pp)),
         queue=np.full((num * degrees.dp, 2), -1, np.int64),
