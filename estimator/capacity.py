@@ -7,11 +7,12 @@
 | s | cached tokens that a decoding sequence holds, averaged over its steps |
 | τ(n) | time of a step with n decoding sequences and its share of prefill |
 
-A request takes of the instance x(n) = (d/n)·decode(n) + I·g(n) + c·P, where decode(n) is a pure decode step of n
-sequences of mean context, and g(n) the least that one more prompt token costs, in a step of its own or added to a
-decode step. The rate is at most 1/min x(n) over the n that fit (sequences, KV blocks). With a TPOT limit L the mean
-step τ(n) = n·x(n)/d may be a·L at most. Mean contexts stand for their distribution and waiting is left out: the
-answer is an estimate from above, which the search checks by simulation on both sides.
+A request takes of the instance x(n) = (d/n)·(decode(n) + g_n(p)) + c·P, where decode(n) is a pure decode step of n
+sequences of mean context, p = n·I/d prompt tokens go with it on average, and g_n(p) is the least that they can add: on
+the lower convex hull of what steps of so many prompt tokens add, for steps may differ, or in steps of their own. The
+rate is at most 1/min x(n) over the n that fit (sequences, KV blocks). With a TPOT limit L the mean step τ(n) = n·x(n)/d
+may be a·L at most. Mean contexts stand for their distribution and waiting is left out: the answer is an estimate from
+above, which the search checks by simulation on both sides.
 """
 
 from __future__ import annotations
@@ -125,7 +126,8 @@ def instance_rate_req_s(
     num_steps = mean.decode_tokens / cost.accepted_tokens_per_step
     request_s = num_steps * decode_s / num_seqs
     if prefill:
-        request_s = request_s + mean.computed_tokens * _added_s_per_token(instance, num_seqs) + attention_s
+        per_step = np.asarray(mean.computed_tokens * num_seqs / num_steps, dtype=np.float64)
+        request_s = request_s + _added_s(instance, num_seqs, per_step) * num_steps / num_seqs + attention_s
     within = request_s * num_seqs / num_steps <= tpot_s * cost.accepted_tokens_per_step
     return ranks / float(request_s[within].min()) if within.any() else 0.0
 
@@ -181,12 +183,28 @@ def _own_step_s_per_token(instance: Instance) -> float:
     return float((instance.cost.mixed_s[chunks] / chunks).min())
 
 
-def _added_s_per_token(instance: Instance, num_seqs: NDArray[np.int64]) -> FloatArray:
-    """g(n), (len(num_seqs),) s: least cost of one more prompt token beside n decoding sequences."""
-    cost, chunks = instance.cost, _chunks(len(instance.cost.mixed_s) - 1)[None, :]
-    decoding = cost.decode_tokens_per_seq * num_seqs[:, None]
-    tokens = np.minimum(decoding + chunks, len(cost.mixed_s) - 1)
-    room = np.maximum(tokens - decoding, 1)
-    added_s = cost.mixed_s[tokens] + (cost.head_s[num_seqs] - cost.decode_s[num_seqs])[:, None]
-    least = np.where(tokens > decoding, added_s / room, np.inf).min(axis=1)
-    return np.asarray(np.clip(least, 0.0, _own_step_s_per_token(instance)), dtype=np.float64)
+def _added_s(instance: Instance, num_seqs: NDArray[np.int64], per_step: FloatArray) -> FloatArray:
+    """g_n(p), (len(num_seqs),) s: least mean time that `per_step` prompt tokens add to steps of n decoding sequences.
+
+    Along the hull from no tokens on (gift wrapping: always the flattest line to a larger step), for all n at once; past
+    the largest step, and in general at most, at the least cost of a token in steps of its own.
+    """
+    cost, own_s = instance.cost, _own_step_s_per_token(instance)
+    chunks = np.concatenate(([0], _chunks(len(cost.mixed_s) - 1)))
+    tokens = cost.decode_tokens_per_seq * num_seqs[:, None] + chunks
+    is_step = tokens < len(cost.mixed_s)
+    heads_s = (cost.head_s[num_seqs] - cost.decode_s[num_seqs])[:, None]
+    added_s = np.maximum(cost.mixed_s[np.minimum(tokens, len(cost.mixed_s) - 1)] + heads_s, 0.0)
+    added_s[~is_step] = np.inf
+    added_s[:, 0] = 0.0
+    hull_s, rows, at = own_s * per_step, np.arange(len(num_seqs)), np.zeros(len(num_seqs), np.int64)
+    while len(rows) > 0:
+        wider = chunks - chunks[at][:, None]
+        slopes = np.where(wider > 0, (added_s[rows] - added_s[rows, at][:, None]) / np.maximum(wider, 1), np.inf)
+        after = slopes.argmin(axis=1)
+        slope = np.minimum(slopes[np.arange(len(rows)), after], own_s)
+        reached_s = added_s[rows, at] + slope * (per_step[rows] - chunks[at])
+        goes_on = (chunks[after] < per_step[rows]) & (slope < own_s)
+        hull_s[rows] = np.minimum(hull_s[rows], np.where(goes_on, np.inf, reached_s))
+        rows, at = rows[goes_on], after[goes_on]
+    return hull_s

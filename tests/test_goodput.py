@@ -271,6 +271,28 @@ def test_instance_rate_by_hand() -> None:
     assert instance_rate_req_s(instance_of(), mean, prefill=False) == pytest.approx(256 / (100 * step_s))
 
 
+def test_prompts_add_what_their_share_of_a_step_costs() -> None:
+    """One seat, 100 steps of 10 ms and 1,000 prompt tokens: 10 a step, of which 8 go unnoticed, 1 ms each beyond.
+
+    Steps alike take 12 ms; with 8 tokens free at 0 and 16 tokens at 8 ms nothing below that is reached by mixing steps.
+    """
+    tokens = np.arange(18)
+    cost = replace(
+        instance_of().cost,
+        decode_s=np.full(2, 0.010),
+        mixed_s=0.010 + 0.001 * np.maximum(tokens - 9, 0),
+        head_s=np.zeros(2),
+        kv_read_s_per_token=np.zeros(2),
+        window_read_s_per_token=np.zeros(2),
+        attention_s_per_pair=0.0,
+    )
+    one = replace(instance_of(), cost=cost, limits=EngineLimits(max_num_batched_tokens=17, max_num_seqs=1))
+    requests = Workload(lengths=FixedLengths(input_tokens=1000, output_tokens=101), arrivals=PoissonArrivals()).draw(
+        1.0, 10, 0
+    )
+    assert instance_rate_req_s(one, MeanRequest.of(requests, 0)) == pytest.approx(1.0 / (100 * 0.012))
+
+
 @pytest.mark.slow
 def test_interval_covers_the_long_run() -> None:
     """The 95 % intervals of 24 seeds cover the answer of the pooled seeds at least 20 times."""
