@@ -74,11 +74,12 @@ def requests_of(arrival_s: object, inputs: object, outputs: object, cached: obje
     return Requests(arrival_s=arrival, input_tokens=tokens[0], output_tokens=tokens[1], cached_tokens=tokens[2])
 
 
-def random_run(policy: CollocatedPolicy = "chunked", concurrency: int | None = None) -> Simulation:
+def random_run(policy: CollocatedPolicy = "chunked", concurrency: int | None = None, stages: int = 1) -> Simulation:
     """400 requests of mixed lengths on an instance short of KV cache."""
     rng = np.random.default_rng(3)
     requests = requests_of(np.cumsum(rng.exponential(0.3, 400)), rng.integers(1, 200, 400), rng.integers(1, 60, 400))
     instance = instance_of(rough_cost(64, 16), 64, 16, num_kv_blocks=40)
+    instance = replace(instance, parallelism=Parallelism(pp=stages))
     return simulate(Collocated(instance=instance, policy=policy), requests, concurrency=concurrency)
 
 
@@ -292,9 +293,10 @@ def test_batch_dependent_rate_shares_as_cohen_says() -> None:
 
 @pytest.mark.parametrize("policy", ["chunked", "prefill_first", "static"])
 @pytest.mark.parametrize("concurrency", [None, 5])
-def test_nothing_is_lost(policy: CollocatedPolicy, concurrency: int | None) -> None:
+@pytest.mark.parametrize("stages", [1, 2])
+def test_nothing_is_lost(policy: CollocatedPolicy, concurrency: int | None, stages: int) -> None:
     """Every request finishes after its first token after its start, and each token after the first is one gap."""
-    run = random_run(policy, concurrency)
+    run = random_run(policy, concurrency, stages)
     assert (run.status == FINISHED).all()
     assert (run.arrival_s <= run.prefill_start_s).all()
     assert (run.prefill_start_s < run.first_token_s).all()
@@ -302,9 +304,10 @@ def test_nothing_is_lost(policy: CollocatedPolicy, concurrency: int | None) -> N
     assert run.itl_weight.sum() == pytest.approx((run.output_tokens - 1).sum(), rel=1e-9)
 
 
-def test_littles_law_is_exact() -> None:
+@pytest.mark.parametrize("stages", [1, 2])
+def test_littles_law_is_exact(stages: int) -> None:
     """Σ sojourn = ∫ number in system dt, counted from the events, = waiting and running integrals together."""
-    run = random_run()
+    run = random_run(stages=stages)
     times = np.concatenate((run.arrival_s, run.finish_s))
     order = np.argsort(times, kind="stable")
     present = np.cumsum(np.repeat([1, -1], len(run.arrival_s))[order])
@@ -314,9 +317,11 @@ def test_littles_law_is_exact() -> None:
     assert run.decode.num_preemptions > 0
 
 
-def test_zero_requests() -> None:
+@pytest.mark.parametrize("stages", [1, 2])
+def test_zero_requests(stages: int) -> None:
     """Nothing asked is nothing done."""
-    run = simulate(Collocated(instance=instance_of(round_cost(4, 4), 4, 4)), requests_of([], [], []))
+    instance = replace(instance_of(round_cost(4, 4), 4, 4), parallelism=Parallelism(pp=stages))
+    run = simulate(Collocated(instance=instance), requests_of([], [], []))
     assert len(run.finish_s) == 0
     assert run.decode.num_steps == 0
 
@@ -334,14 +339,18 @@ def test_a_prompt_above_the_budget_is_cut() -> None:
     assert run.finish_s.tolist() == [4.5 + 4.5 + 2.5]
 
 
-def test_what_can_never_fit_is_rejected_and_harms_nobody() -> None:
+@pytest.mark.parametrize("stages", [1, 2])
+def test_what_can_never_fit_is_rejected_and_harms_nobody(stages: int) -> None:
     """A request larger than the KV cache is rejected; the others' times are those of a run without it."""
-    system = Collocated(instance=instance_of(round_cost(8, 4), 8, 4, num_kv_blocks=4))
+    instance = instance_of(round_cost(8, 4), 8, 4, num_kv_blocks=4 * stages)
+    system = Collocated(instance=replace(instance, parallelism=Parallelism(pp=stages)))
     run = simulate(system, requests_of([0, 1, 1], [4, 100, 4], [9, 5, 9]))
     alone = simulate(system, requests_of([0, 1], 4, 9))
     assert run.status.tolist() == [FINISHED, REJECTED, FINISHED]
     assert np.isnan(run.finish_s[1])
     assert run.finish_s[[0, 2]].tolist() == alone.finish_s.tolist()
+    closed = simulate(system, requests_of([0, 0, 0], [4, 100, 4], [9, 5, 9]), concurrency=1)
+    assert closed.status.tolist() == [FINISHED, REJECTED, FINISHED]
 
 
 @pytest.mark.parametrize(

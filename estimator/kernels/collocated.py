@@ -277,6 +277,14 @@ def _first_end(tree):
     return place - half
 
 
+@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
+def _may_change(lane, r, at, steps, is_behind):
+    """Whether a request that has come to wait in the lane may change what its instance does: none runs, or a jump."""
+    if steps <= 1:
+        return steps == 0
+    return r.poll_steps <= 1 and (r.wait_steps > 0 or (not is_behind and has_seat(lane, r, at)))
+
+
 @njit(cache=True, error_model="numpy", _nrt=False, nogil=True)
 def run_instances(lane, work, job, when, sums, weights, tab, r, visible, delay, fleet, draws):
     """Runs all requests, visible at `visible` (num,) s, to their end; fills `when`, `sums` and `weights`.
@@ -318,14 +326,7 @@ def run_instances(lane, work, job, when, sums, weights, tab, r, visible, delay, 
             if enqueue(lane, job, r, at, come):
                 outstanding[g] += 1
                 turns[g] = turns[g] + 1 if turns[g] + 1 < num_lanes else 0
-                if not is_listed[g] and (
-                    steps[g] == 0
-                    or (
-                        steps[g] > 1
-                        and r.poll_steps <= 1
-                        and (r.wait_steps > 0 or (not is_behind and has_seat(lane, r, at)))
-                    )
-                ):
+                if not is_listed[g] and _may_change(lane, r, at, steps[g], is_behind):
                     idle[num_idle], is_listed[g] = g, True
                     num_idle += 1
             elif r.concurrency > 0 and released < num:

@@ -1,7 +1,8 @@
 """Packs a prefill pool, a KV link and a decode pool for `estimator.kernels.pools` and unpacks the times.
 
 Instances are numbered; with pp > 1 a prefill instance is a pipeline, and a decode instance pp micro-batches that take
-turns on the stages: each sees pp stage times a step and holds its share of sequences and KV blocks.
+turns on the stages: each sees pp stage times a step and holds its share of sequences and KV blocks. That a longer one
+holds the others up is left out.
 """
 
 from __future__ import annotations
