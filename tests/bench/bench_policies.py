@@ -1,8 +1,9 @@
 """Where each policy wins: `python -m tests.bench.bench_policies`.
 
-Llama-3.1-8B in bf16 on four H100 of one node under the vLLM card, at 30 % and 85 % of what chunked prefill carries.
-Two pools have the split that carries most. Limits: P90 TTFT 0.5 s, P90 TPOT 25 ms. The policies alone are compared: the
-first token is told when the prompt ends and a hand-over takes its transfer, without the engine's own overhead.
+Prints the table of `estimator/README.md`, section "Policies", and the figures on TetriInfer below it. Llama-3.1-8B in
+bf16 on four H100 of one node under the vLLM card, at 30 % and 85 % of what chunked prefill carries. Two pools have the
+split that carries most. Limits: P90 TTFT 0.5 s, P90 TPOT 25 ms. The policies alone are compared: the first token is told
+when the prompt ends and a hand-over takes its transfer, without the engine's own overhead.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from estimator.goodput import Goodput, goodput
 from estimator.latency import Percentiles
 from estimator.simulate import simulate
 from estimator.slo import Slo, SloTarget
-from estimator.system import Disaggregated, System
+from estimator.system import Collocated, Disaggregated, System
 from estimator.workload import LognormalLengths, LognormalTokens, PoissonArrivals, Workload
 from spaces.problem import Problem, system_of
 from spaces.strategy import Strategy
@@ -66,6 +67,20 @@ def best_of(problem: Problem, written: tuple[str, ...], workload: Workload) -> t
     return best[1], best[2], best[3]
 
 
+def variants(chosen: dict[str, tuple[str, System, Goodput | None]], workload: Workload) -> str:
+    """Goodput per GPU of TetriInfer's split as it is, with round robin for decode, and with whole prompts besides."""
+    _, system, answer = chosen["TetriInfer"]
+    assert isinstance(system, Disaggregated)
+    assert answer is not None
+    rates = [answer.rate_req_s]
+    in_turn = replace(system.policy, decode_placement="round_robin")
+    for policy in (in_turn, replace(in_turn, chunk_tokens=0)):
+        other = goodput(replace(system, policy=policy), workload, SLO)
+        assert isinstance(other, Goodput)
+        rates.append(other.rate_req_s)
+    return ", ".join(f"{rate / NUM_GPUS:.1f}" for rate in rates)
+
+
 def split_of(text: str) -> str:
     """`2p2d` of a written strategy, empty for a collocated one."""
     return "".join(part.split("-")[0] for part in text.split("+")) if "+" in text else ""
@@ -76,10 +91,14 @@ def main() -> None:
     print("| traffic | load | policy | pools | goodput/GPU | TTFT mean | TTFT P90 | TPOT mean | TPOT P90 | job time |")
     print("|---|---|---|---|---|---|---|---|---|---|")
     problem = small_problem(gpus=("h100_sxm",), max_gpus=NUM_GPUS)
+    notes: list[str] = []
     for traffic, workload in WORKLOADS.items():
         chosen = {name: best_of(problem, written, workload) for name, written in POLICIES.items()}
         reference = chosen["chunked"][2]
         assert reference is not None
+        notes.append(
+            f"TetriInfer, {traffic}: as it is, round robin, and whole prompts: {variants(chosen, workload)}/s a GPU"
+        )
         for load in LOADS:
             requests = workload.draw(load * reference.rate_req_s, NUM_REQUESTS, 0)
             for name, (text, system, answer) in chosen.items():
@@ -92,6 +111,11 @@ def main() -> None:
                     f"| {Percentiles.of(run.e2e_s).mean_s:.2f} s |",
                     flush=True,
                 )
+    one = chosen["chunked"][1]
+    assert isinstance(one, Collocated)
+    per_token_us = [1e6 * one.instance.cost.mixed_step_s(0, 0.0, [(num, 0)], 1) / num for num in (512, 8_192)]
+    notes.append("a prompt token in a step of 512, of 8,192: {:.0f}, {:.0f} µs".format(*per_token_us))
+    print("\n".join(["", *notes]))
 
 
 if __name__ == "__main__":
