@@ -65,7 +65,7 @@ from estimator.kernels.batching import (
     plan_lane,
 )
 from estimator.kernels.blocks import held_time
-from estimator.kernels.calendar import SAME_S
+from estimator.kernels.calendar import SAME_S, set_time
 from estimator.kernels.routing import choose
 from estimator.kernels.spans import MANY, line_backlog_s, line_crossing, line_span_s, line_steps_until, record_gaps
 
@@ -258,19 +258,8 @@ def _pass_time(lane, work, look, sums, weights, tab, r, g, k, start_s):
 
 
 @njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
-def _set_end(tree, g, end_s):
-    """Sets the end of instance g's step in the tournament tree (leaves from len(tree)/2, smaller child above)."""
-    place = len(tree) // 2 + g
-    tree[place] = end_s
-    place >>= 1
-    while place > 0:
-        tree[place] = min(tree[2 * place], tree[2 * place + 1])
-        place >>= 1
-
-
-@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
 def _first_end(tree):
-    """Instance whose step ends first, of equals the lowest index."""
+    """Instance whose step ends first, of equals the lowest index, in a tree of `estimator.kernels.calendar`."""
     place, half = 1, len(tree) // 2
     while place < half:
         place = 2 * place if tree[2 * place] <= tree[2 * place + 1] else 2 * place + 1
@@ -304,7 +293,7 @@ def run_instances(lane, work, job, when, sums, weights, tab, r, visible, delay, 
             break
         while tree[1] <= t:  # 1. steps end
             g = _first_end(tree)
-            _set_end(tree, g, NEVER)
+            set_time(tree, g, NEVER)
             last_s = _pass_time(lane, work, look, sums, weights, tab, r, g, steps[g], start_s[g])
             ended, shown_s = 0, t + look[g, BACKLOG]
             for at in range(g * num_lanes, (g + 1) * num_lanes):
@@ -343,5 +332,5 @@ def run_instances(lane, work, job, when, sums, weights, tab, r, visible, delay, 
                 start_s[g], limit_s = t, NEVER
             if steps[g] > 0:
                 steps[g], span_s = _jump(lane, work, tab, r, g, steps[g], limit_s)
-                _set_end(tree, g, start_s[g] + span_s)
+                set_time(tree, g, start_s[g] + span_s)
         num_idle = 0

@@ -2,8 +2,8 @@
 
 Prints the table of `estimator/README.md`, section "Policies", and the figures on TetriInfer below it. Llama-3.1-8B in
 bf16 on four H100 of one node under the vLLM card, at 30 % and 85 % of what chunked prefill carries. Two pools have the
-split that carries most. Limits: P90 TTFT 0.5 s, P90 TPOT 25 ms. The policies alone are compared: the first token is told
-when the prompt ends and a hand-over takes its transfer, without the engine's own overhead.
+split that carries most. Limits: P90 TTFT 0.5 s, P90 TPOT 25 ms. The policies alone are compared: the first token is
+told when the prompt ends and a hand-over takes its transfer, without the engine's own overhead.
 """
 
 from __future__ import annotations
