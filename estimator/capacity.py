@@ -11,8 +11,9 @@ A request takes of the instance x(n) = (d/n)·(decode(n) + g_n(p)) + c·P, where
 sequences of mean context, p = n·I/d prompt tokens go with it on average, and g_n(p) is the least that they can add: on
 the lower convex hull of what steps of so many prompt tokens add, for steps may differ, or in steps of their own. The
 rate is at most 1/min x(n) over the n that fit (sequences, KV blocks). With a TPOT limit L the mean step τ(n) = n·x(n)/d
-may be a·L at most. Mean contexts stand for their distribution and waiting is left out: the answer is an estimate from
-above, which the search checks by simulation on both sides.
+may be a·L at most; over pp stages, through which every token goes, pp such steps and the hops. Mean contexts stand for
+their distribution and waiting is left out: the answer is an estimate from above, which the search checks by simulation
+on both sides.
 """
 
 from __future__ import annotations
@@ -128,8 +129,14 @@ def instance_rate_req_s(
     if prefill:
         per_step = np.asarray(mean.computed_tokens * num_seqs / num_steps, dtype=np.float64)
         request_s = request_s + _added_s(instance, num_seqs, per_step) * num_steps / num_seqs + attention_s
-    within = request_s * num_seqs / num_steps <= tpot_s * cost.accepted_tokens_per_step
+    step_s = instance.parallelism.pp * request_s * num_seqs / num_steps + hops_s(instance)
+    within = step_s <= tpot_s * cost.accepted_tokens_per_step
     return ranks / float(request_s[within].min()) if within.any() else 0.0
+
+
+def hops_s(instance: Instance) -> float:
+    """Hand-overs from stage to stage that a step takes."""
+    return (instance.parallelism.pp - 1) * instance.stage_transfer_s
 
 
 def decode_steps_s(instance: Instance, num_seqs: NDArray[np.int64], context_tokens: float) -> FloatArray:

@@ -275,18 +275,19 @@ def test_skipping_steps_changes_nothing_with_drafts(accepted: float, policy: Col
     assert fast.integrals.num_steps == plain.integrals.num_steps
 
 
-def test_interpreted_and_compiled_are_one() -> None:
+@pytest.mark.parametrize("stages", [1, 2])
+def test_interpreted_and_compiled_are_one(stages: int) -> None:
     """Python runs the kernel's source to the same times as the compiled kernel."""
-    program = """
+    program = f"""
 import numpy as np
 from tests.test_collocated import random_run
-print(repr(random_run("prefill_first").finish_s.tolist()))
+print(repr(random_run("prefill_first", stages={stages}).finish_s.tolist()))
 """
     environment = os.environ | {"NUMBA_DISABLE_JIT": "1"}
     printed = subprocess.run(
         [sys.executable, "-c", program], check=True, capture_output=True, env=environment, text=True
     )
-    expected = random_run("prefill_first").finish_s
+    expected = random_run("prefill_first", stages=stages).finish_s
     np.testing.assert_allclose(np.array(ast.literal_eval(printed.stdout)), expected, rtol=1e-12)
 
 

@@ -233,6 +233,7 @@ def test_unreachable_limits_leave_throughput() -> None:
     "system",
     [
         Collocated(instance=instance_of(), num_instances=3),
+        Collocated(instance=replace(instance_of(), parallelism=Parallelism(pp=2))),
         pools_of(1, 1),
         pools_of(1, 3),
     ],
