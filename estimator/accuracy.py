@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations, pairwise
 
 import numpy as np
 from scipy.stats import rankdata
 
 from estimator.measured_runs import MeasuredRun
 
+RateTable = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
+PAIR_GAPS = (0.0, 0.03, 0.1, np.inf)  # 43 layouts measured twice differ by 1 % in the median and by up to 10 %
 Prediction = Mapping[str, float]  # metric of `measured_runs.METRICS` to ms
 
 
@@ -32,11 +35,25 @@ class ErrorRow:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PairRow:
+    """Pairs of layouts of a group of which one was measured at least `least_frac` and less than `most_frac` faster.
+
+    `ordered_frac`: of them predicted in that order, half for those predicted alike.
+    """
+
+    least_frac: float
+    most_frac: float
+    num_pairs: int
+    ordered_frac: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DecisionRow:
     """Picking the layout predicted to give the most tokens per second per GPU, in every group with at least two.
 
-    Regret: 1 − measured rate of the pick over the best measured rate. `mean_rank_correlation`: Spearman's, mean over
-    groups in which it is defined.
+    Regret: 1 − measured rate of the pick over the best measured rate, the mean over layouts predicted alike.
+    `mean_rank_correlation`: Spearman's, equals sharing a rank; mean over groups in which not all are predicted alike.
+    `pairs`: how often two layouts of a group are put in the right order, by how far apart they were measured.
     """
 
     num_groups: int
@@ -45,6 +62,7 @@ class DecisionRow:
     within_3pct_frac: float
     best_picked_frac: float
     mean_rank_correlation: float
+    pairs: tuple[PairRow, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,22 +163,43 @@ def _tokens_per_gpu_s(run: MeasuredRun, latency_ms: Prediction) -> float:
     return (run.concurrency or 0) * output_tokens / (e2e_ms / 1e3) / run.num_gpus
 
 
-def _decision_of(tables: Sequence[np.ndarray[tuple[int, ...], np.dtype[np.float64]]]) -> DecisionRow:
-    picks = [(table[:, 0].argmax(), table[:, 1]) for table in tables]
-    regret = np.array([1.0 - float(measured[pick] / measured.max()) for pick, measured in picks])
-    correlations = [_rank_correlation(table[:, 0], table[:, 1]) for table in tables]
+def _decision_of(tables: Sequence[RateTable]) -> DecisionRow:
+    regret = np.array([_regret(table) for table in tables])
+    found = [_rank_correlation(table[:, 0], table[:, 1]) for table in tables]
+    correlations = [value for value in found if np.isfinite(value)]
     return DecisionRow(
         num_groups=len(tables),
         mean_regret_frac=float(regret.mean()),
         p90_regret_frac=float(np.percentile(regret, 90)),
         within_3pct_frac=float((regret <= 0.03).mean()),
         best_picked_frac=float((regret == 0).mean()),
-        mean_rank_correlation=float(np.nanmean(correlations)),
+        mean_rank_correlation=float(np.mean(correlations)) if correlations else np.nan,
+        pairs=tuple(_pair_rows(tables)),
     )
 
 
-def _rank_correlation(
-    left: np.ndarray[tuple[int, ...], np.dtype[np.float64]], right: np.ndarray[tuple[int, ...], np.dtype[np.float64]]
-) -> float:
+def _regret(table: RateTable) -> float:
+    picked = table[table[:, 0] == table[:, 0].max(), 1]
+    return 1.0 - float(picked.mean() / table[:, 1].max())
+
+
+def _pair_rows(tables: Sequence[RateTable]) -> list[PairRow]:
+    """Over all pairs of all groups, (predicted, measured) rates a row of each table."""
+    gaps, ordered = [], []
+    for table in tables:
+        for one, other in combinations(table[table[:, 1].argsort()], 2):
+            gaps.append(other[1] / one[1] - 1.0)
+            ordered.append((np.sign(other[0] - one[0]) + 1.0) / 2.0)
+    gap, is_ordered = np.array(gaps), np.array(ordered)
+    rows = []
+    for least, most in pairwise(PAIR_GAPS):
+        inside = (gap >= least) & (gap < most)
+        if inside.any():
+            share = float(is_ordered[inside].mean())
+            rows.append(PairRow(least_frac=least, most_frac=most, num_pairs=int(inside.sum()), ordered_frac=share))
+    return rows
+
+
+def _rank_correlation(left: RateTable, right: RateTable) -> float:
     ranks = rankdata(left), rankdata(right)
     return float(np.corrcoef(*ranks)[0, 1]) if np.ptp(left) > 0 and np.ptp(right) > 0 else np.nan

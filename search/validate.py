@@ -14,7 +14,16 @@ from pathlib import Path
 
 import numpy as np
 
-from estimator.accuracy import DecisionRow, ErrorRow, GroupRow, Prediction, decision_row, error_rows, group_rows
+from estimator.accuracy import (
+    DecisionRow,
+    ErrorRow,
+    GroupRow,
+    PairRow,
+    Prediction,
+    decision_row,
+    error_rows,
+    group_rows,
+)
 from estimator.errors import require
 from estimator.measured_runs import METRICS, MeasuredRun, read_runs
 from estimator.replay import Answer, answer
@@ -130,6 +139,10 @@ def accuracy_table(validation: Validation) -> str:
     for tool, decision in {"bestserve": validation.decision, **validation.peer_decisions}.items():
         if decision is not None:
             lines.append(_decision_line(tool, decision))
+    lines += ["", "| tool | pairs of layouts put in order, by how much faster one was measured |", "|---|---|"]
+    for tool, decision in {"bestserve": validation.decision, **validation.peer_decisions}.items():
+        if decision is not None:
+            lines.append(f"| {tool} | {'; '.join(_pair_cell(row) for row in decision.pairs)} |")
     lines += [
         "",
         "| model | GPU | engine | mode | runs | TPOT median | bias | TTFT median | bias | share of TPOT error |",
@@ -156,6 +169,12 @@ def _group_line(row: GroupRow) -> str:
     ttft = f"{100 * row.ttft_median_frac:.1f} % | {100 * row.ttft_bias_frac:+.1f} %"
     share = f"{100 * row.share_frac:.1f} %"
     return f"| {model} | {gpu} | {engine} | {row.mode} | {row.num_runs} | {tpot} | {ttft} | {share} |"
+
+
+def _pair_cell(row: PairRow) -> str:
+    least, most = 100 * row.least_frac, 100 * row.most_frac
+    gap = f"{least:.0f} to {most:.0f} %" if np.isfinite(most) else f"{least:.0f} % and more"
+    return f"{gap}: {100 * row.ordered_frac:.0f} % of {row.num_pairs}"
 
 
 def _decision_line(tool: str, row: DecisionRow) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +47,22 @@ def test_the_inverse_picks_the_worst(runs: list[MeasuredRun]) -> None:
     assert decision is not None
     assert decision.mean_rank_correlation == pytest.approx(-1.0, abs=0.05)
     assert decision.mean_regret_frac > 0.1
+
+
+def test_layouts_predicted_alike_share_their_regret_and_order(runs: list[MeasuredRun]) -> None:
+    """One of two layouts predicted alike makes half the tokens a GPU: regret of 25 %, half a pair, no correlation."""
+    first = next(run for run in runs if run.concurrency is not None and run.mode == "collocated")
+    parallelism, measured_ms = first.pools[0].parallelism, {"ttft_mean_ms": 0.0, "tpot_mean_ms": 10.0}
+    layouts = {
+        name: replace(first.pools[0], parallelism=replace(parallelism, tp=tp)) for name, tp in (("a", 1), ("b", 2))
+    }
+    twins = [replace(first, id=name, pools=(pool,), measured_ms=measured_ms) for name, pool in layouts.items()]
+    alike = {"a": {"ttft_mean_ms": 0.0, "tpot_mean_ms": 7.0}, "b": {"ttft_mean_ms": 0.0, "tpot_mean_ms": 3.5}}
+    decision = decision_row(twins, alike)
+    assert decision is not None
+    assert decision.mean_regret_frac == pytest.approx(0.25)
+    assert [row.ordered_frac for row in decision.pairs] == [0.5]
+    assert np.isnan(decision.mean_rank_correlation)
 
 
 def _gpu_ms(run: MeasuredRun) -> float:
