@@ -39,11 +39,11 @@ from estimator.operators import (
     Operator,
     SparseAttentionOp,
     StageTransfer,
-    stage_operators,
+    slowest_stage_operators,
 )
 from estimator.outcome import Infeasible
 from estimator.parallelism import Parallelism
-from estimator.stage import StepKernels, TokenWork, step_kernels, token_grid
+from estimator.stage import EXPERT_KINDS, StepKernels, TokenWork, step_kernels, token_grid
 from estimator.tiers import operator_tiers, worst
 
 FloatArray = NDArray[np.float64]
@@ -63,7 +63,7 @@ def step_cost(  # noqa: PLR0913  how an engine steps has this many sides
 ) -> StepCost:
     """The tables of one instance, indexed by sequences and by tokens; formulas in the module's docstring.
 
-    `step_time_factor` multiplies them all; up to `mixed_graph_tokens` k_prefill of the body is 1 and l_p 0.
+    `step_time_factor` multiplies them all; up to `mixed_graph_tokens` k_prefill of the body is 1, l_p and h_p are 0.
     """
     grid, q = kernels.tokens, tokens_per_seq
     seqs = np.arange(limits.max_num_seqs + 1, dtype=np.float64)
@@ -80,7 +80,8 @@ def step_cost(  # noqa: PLR0913  how an engine steps has this many sides
     mixed = np.where(replays, 1.0, costs.prefill_factor) * body
     mixed += k_attention * (kernels.prefill_launch_s + kernels.prefill_s_per_token * grid)
     mixed = np.maximum(mixed, np.where(replays, 0.0, costs.prefill_layer_s * kernels.num_layers))
-    mixed += costs.prefill_host_s + host_s
+    mixed += np.where(replays, 0.0, costs.prefill_host_s) + host_s
+    pooled = np.where(replays, 1.0, costs.prefill_factor) * _kernels_s(kernels.body.of(EXPERT_KINDS), costs, grid)
     return StepCost(
         decode_s=np.interp(q * seqs, grid, body - hidden) + head + launch + host_s,
         mixed_s=np.interp(tokens, grid, mixed),
@@ -91,6 +92,7 @@ def step_cost(  # noqa: PLR0913  how an engine steps has this many sides
         attention_s_per_pair=k_attention * kernels.pair_s,
         window_attention_s_per_pair=k_attention * kernels.window_pair_s,
         decode_tokens_per_seq=q,
+        pooled_s=np.interp(tokens, grid, pooled),
     ).times(step_time_factor)
 
 
@@ -142,8 +144,8 @@ def layout_kernels(
 ) -> StepKernels:
     """Kernels of the slowest stage up to `most_tokens` a step; `BestServeError` where the model does not divide."""
     return step_kernels(
-        stage_operators(model, parallelism, dtypes.weight, dtypes.kv),
-        load_timing(gpu, engine.name),
+        slowest_stage_operators(model, parallelism, dtypes),
+        load_timing(gpu, engine.name, deepep=engine.deepep),
         token_grid(most_tokens),
         num_layers=model.num_layers / parallelism.pp,
         power_law=engine.power_law_routing,
@@ -206,8 +208,8 @@ def instance_of(  # noqa: PLR0913  a layout has this many sides
         return blocks
     costs = engine.costs_on(gpu.architecture)
     cost = step_cost_of(kernels, engine, gpu.architecture, limits)
-    operators = stage_operators(model, parallelism, dtypes.weight, dtypes.kv)
-    tiers = operator_tiers(operators, load_timing(gpu, engine.name), block_scaled=model.is_moe)
+    operators = slowest_stage_operators(model, parallelism, dtypes)
+    tiers = operator_tiers(operators, load_timing(gpu, engine.name, deepep=engine.deepep), block_scaled=model.is_moe)
     return Instance(
         cost=cost,
         limits=limits,
@@ -253,8 +255,8 @@ def step_breakdown(  # noqa: PLR0913  a layout and a step have this many sides
     limits = EngineLimits(max_num_batched_tokens=max(num_seqs + prefill_tokens, 1), max_num_seqs=num_seqs + 1)
     grid = np.unique([1.0, *np.array([num_seqs, num_seqs + 1, num_seqs + prefill_tokens], dtype=np.float64)])
     grid = grid[grid >= 1]
-    timing = load_timing(gpu, engine.name)
-    operators = stage_operators(model, parallelism, dtypes.weight, dtypes.kv)
+    timing = load_timing(gpu, engine.name, deepep=engine.deepep)
+    operators = slowest_stage_operators(model, parallelism, dtypes)
     blocks, num_layers = model.is_moe, model.num_layers / parallelism.pp
 
     def seconds_of(chosen: tuple[Operator, ...], layers: float) -> float:

@@ -18,7 +18,7 @@ from estimator.hardware import Gpu
 from estimator.instance import EngineLimits, Instance
 from estimator.iteration import StepCost
 from estimator.model import ModelShape
-from estimator.operators import stage_operators
+from estimator.operators import slowest_stage_operators
 from estimator.outcome import Infeasible
 from estimator.parallelism import Parallelism
 from estimator.speculation import Speculation, draft_pass, with_draft_layers, with_drafts, without_host
@@ -135,13 +135,13 @@ def draft_kernels(  # noqa: PLR0913  a layout has this many sides
     most_tokens = max(limits.max_num_batched_tokens, q * limits.max_num_seqs)
 
     def alone(operators: tuple[Operator, ...], like: StepKernels) -> StepKernels:
-        timing, blocks = load_timing(gpu, engine.name), model.is_moe
+        timing, blocks = load_timing(gpu, engine.name, deepep=engine.deepep), model.is_moe
         power_law = engine.power_law_routing
         return step_kernels(operators, timing, like.tokens, num_layers=0.0, power_law=power_law, block_scaled=blocks)
 
     def timed(model: ModelShape, tokens_per_seq: int, parallelism: Parallelism) -> StepKernels:
         kernels = layout_kernels(model, gpu, engine, parallelism, dtypes, most_tokens)
-        operators = verifying(stage_operators(model, parallelism, dtypes.weight, dtypes.kv), tokens_per_seq)
+        operators = verifying(slowest_stage_operators(model, parallelism, dtypes), tokens_per_seq)
         attention = alone(operators, kernels)
         for name in ("decode_launch_s", "read_s_per_token", "window_read_s_per_token"):
             setattr(kernels, name, getattr(attention, name))

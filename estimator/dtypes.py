@@ -27,11 +27,13 @@ class Dtypes:
     """Formats of one deployment.
 
     `weight` holds for the linear layers of the body; embeddings, head, router, norms and short convolutions stay bf16
-    in every published checkpoint, and `estimator.operators` knows the models that keep more.
+    in every published checkpoint, and `estimator.operators` knows the models that keep more. `latent_out`: of the
+    product behind latent attention where a checkpoint treats it unlike the rest of attention.
     """
 
     weight: WeightDtype = "bf16"
     kv: KvDtype = "bf16"
+    latent_out: WeightDtype | None = None
 
     def __post_init__(self) -> None:
         for name, value, known in (("weight_dtype", self.weight, WeightDtype), ("kv_dtype", self.kv, KvDtype)):

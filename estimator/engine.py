@@ -135,11 +135,11 @@ class Engine:
     """One serving engine at one version.
 
     `limits` and `memory`: its defaults. `power_law_routing`: expert load under expert parallelism follows a power law.
-    `asynchronous`: the next step is scheduled while this one runs. `mixed_graph_tokens`: steps with
-    prompts replay CUDA graphs up to so many tokens. `pads_experts`: block-scaled fp8 experts fill a tile
-    of rows each, chosen or not. `support`: layouts it can be started in. `step_time_factors`: by
-    architecture, what one's own measurement says of every step (`estimator.recalibrate`). `costs` per GPU architecture,
-    `""` for any other.
+    `asynchronous`: the next step is scheduled while this one runs. `mixed_graph_tokens`: steps with prompts replay CUDA
+    graphs up to so many tokens. `pads_experts`: block-scaled fp8 experts fill a tile of rows each, chosen or not.
+    `deepep`: ranks exchange tokens by DeepEP and multiply them by DeepGEMM. `support`: layouts it can be started in.
+    `step_time_factors`: by architecture, what one's own measurement says of every step (`estimator.recalibrate`).
+    `costs` per GPU architecture, `""` for any other.
     """
 
     name: str
@@ -151,6 +151,7 @@ class Engine:
     asynchronous: bool
     mixed_graph_tokens: int = 0
     pads_experts: bool = False
+    deepep: bool = False
     support: LayoutSupport = LayoutSupport()
     step_time_factors: Mapping[str, float] = field(default_factory=dict, hash=False)
     costs: Mapping[str, EngineCosts] = field(hash=False)

@@ -10,6 +10,7 @@
 | W | `window_tokens` | tokens a windowed or top-k layer reads at most; 0 = no such layer |
 | c | `attention_s_per_pair` | s per (new, seen) token pair of prefill attention, full-context layers |
 | c_w | `window_attention_s_per_pair` | s per pair, windowed or top-k layers |
+| E[T] | `pooled_s` | (max_num_batched_tokens + 1,) s: the part of M that experts take, T tokens on every rank |
 | q | `decode_tokens_per_seq` | tokens one decoding sequence puts into a step (1 + draft tokens) |
 | a | `accepted_tokens_per_step` | tokens one decoding sequence gains per step, 1 ≤ a ≤ q |
 
@@ -20,12 +21,13 @@ With n decoding sequences holding S cached tokens together, p prefill tokens in 
                   s_j = h_j + (m_j + 1)/2 the tokens a new token of chunk j sees on average
 
 `sampled` counts the decoding sequences and the prompts that end in this step. For pp > 1 every entry is the time of the
-slowest *stage*; for attention dp > 1 indices are per rank and the step takes the maximum over ranks.
+slowest *stage*; for attention dp > 1 indices are per rank and the step takes the maximum over ranks. Experts serve the
+tokens of all ranks together, so that ranks with unlike prompts step in max(M[T] − E[T]) + E[mean T].
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,7 +37,7 @@ FloatArray = NDArray[np.float64]
 
 SECONDS = (
     *("decode_s", "mixed_s", "head_s", "kv_read_s_per_token", "window_read_s_per_token"),
-    *("attention_s_per_pair", "window_attention_s_per_pair"),
+    *("attention_s_per_pair", "window_attention_s_per_pair", "pooled_s"),
 )
 
 
@@ -53,6 +55,7 @@ class StepCost:
     window_attention_s_per_pair: float
     decode_tokens_per_seq: int = 1
     accepted_tokens_per_step: float = 1.0
+    pooled_s: FloatArray = field(default_factory=lambda: np.zeros(1))  # of a layout without experts
 
     def times(self, factor: float) -> StepCost:
         """The same steps, each `factor` times as long."""

@@ -160,7 +160,11 @@ def stage_operators(
     model: ModelShape, parallelism: Parallelism, weight_dtype: WeightDtype, kv_dtype: KvDtype
 ) -> tuple[Operator, ...]:
     """Operators of one GPU of the slowest pipeline stage: the one with the most weights to read."""
-    dtypes = Dtypes(weight=weight_dtype, kv=kv_dtype)
+    return slowest_stage_operators(model, parallelism, Dtypes(weight=weight_dtype, kv=kv_dtype))
+
+
+def slowest_stage_operators(model: ModelShape, parallelism: Parallelism, dtypes: Dtypes) -> tuple[Operator, ...]:
+    """The same with every format as `dtypes` says."""
     return max(all_stage_operators(model, parallelism, dtypes), key=resident_weight_bytes)
 
 
@@ -282,7 +286,7 @@ def _latent_operators(layout: _Layout, attention: LatentAttention) -> list[Opera
         Elementwise(name="rope", bytes_per_token=2 * ACTIVATION_BYTES * (heads + 1) * rope),
         Elementwise(name="kv_write", bytes_per_token=cached),
         *_latent_core(layout, attention, heads),
-        Gemm(name="attention_out", n=h, k=heads * v, dtype=dtype),
+        Gemm(name="attention_out", n=h, k=heads * v, dtype=layout.dtypes.latent_out or dtype),
     ]
 
 

@@ -42,6 +42,7 @@ from estimator.timing import OperatorTiming
 
 FloatArray = NDArray[np.float64]
 Kind = Literal["gemm", "block_gemm", "moe", "block_moe", "mxfp4_moe", "link", "exchange", "elementwise", "attention"]
+EXPERT_KINDS: tuple[Kind, ...] = ("moe", "block_moe", "mxfp4_moe")
 NVFP4_BYTES = WEIGHT_BYTES["fp4"]
 EXPERT_BLOCK = 128
 TokenOperator = Gemm | ExpertFfn | Elementwise | AllReduce | AllGather | AllToAll | StageTransfer
@@ -87,6 +88,10 @@ class TokenWork:
     num_gemms: float = 0.0
     num_block_gemms: float = 0.0
     num_elementwise: float = 0.0
+
+    def of(self, kinds: tuple[Kind, ...]) -> TokenWork:
+        """The kernels of some kinds alone, without launches."""
+        return TokenWork(seconds={kind: seconds for kind, seconds in self.seconds.items() if kind in kinds})
 
     def add(self, operator: Operator, kind: Kind, seconds: FloatArray) -> None:
         """Add an operator's runs, `seconds` long together."""

@@ -158,7 +158,7 @@ class OperatorTiming:
         return self._collective("all_gather", num_bytes, num_gpus)
 
     def exchange_s(self, num_bytes: ArrayLike, num_gpus: int, way: ExchangeWay) -> FloatArray:
-        """Exchange in which each GPU sends `num_bytes` in all, an equal part to each peer: DeepEP's kernels or NCCL."""
+        """Exchange in which each GPU sends `num_bytes` in all, an equal part to each peer: DeepEP or NCCL."""
         has_own = any(kind == way for kind, _ in self.curves)
         return self._collective(way if has_own else "all_to_all", num_bytes, num_gpus)
 

@@ -40,6 +40,7 @@ class Job:
     generated: float = 0.0
     prefill_lane: int = -1
     decode_lane: int = -1
+    known_s: float = 0.0
     start_s: float = math.nan
     first_s: float = math.nan
     reserved_s: float = math.nan
@@ -252,6 +253,9 @@ class PoolTwin:
         self.num_routed += 1
         self.sources[job.prefill_lane].outstanding += 1
         self.sources[job.prefill_lane].waiting.append(job)
+        busy_until_s = self.free_s[job.prefill_lane // self.ranks[0]][0]
+        if self.prefill.looks_ahead and busy_until_s > self.now + SAME_S:
+            job.known_s = busy_until_s + 2 * SAME_S
 
     def _leave_prefill(self, job: Job) -> None:
         lane = self.sources[job.prefill_lane]
@@ -349,29 +353,38 @@ class PoolTwin:
         free, instance = self.free_s[unit], self.prefill
         if free[0] > self.now + SAME_S:
             return
-        seconds, ended = 0.0, []
-        for rank in range(self.ranks[0]):
-            lane = self.sources[unit * self.ranks[0] + rank]
-            chunks = self._chunks(lane)
+        seconds, tokens, ended = 0.0, 0, []
+        pooled_s = instance.cost.pooled_s
+        lanes = self.sources[unit * self.ranks[0] : (unit + 1) * self.ranks[0]]
+        filled = [self._chunks(lane, self.now) for lane in lanes]
+        if not any(filled) and self.prefill.looks_ahead:
+            filled = [self._chunks(lane, math.inf) for lane in lanes]
+        for lane, chunks in zip(lanes, filled, strict=True):
             if chunks:
                 ending = sum(job.todo == 0 for job in lane.prompts)
-                seconds = max(seconds, instance.cost.mixed_step_s(0, 0.0, chunks, ending))
+                mine = sum(new for new, _ in chunks)
+                own_s = instance.cost.mixed_step_s(0, 0.0, chunks, ending) - pooled_s[min(mine, len(pooled_s) - 1)]
+                seconds, tokens = max(seconds, float(own_s)), tokens + mine
             ended += [job for job in lane.prompts if job.todo == 0]
             lane.prompts = [job for job in lane.prompts if job.todo > 0]
-        if seconds == 0.0:
+        if tokens == 0:
             return
+        seconds += float(pooled_s[min(math.ceil(tokens / self.ranks[0]), len(pooled_s) - 1)])
         end_s = self.now - instance.stage_transfer_s
         for stage in range(len(free)):
             end_s = free[stage] = max(end_s + instance.stage_transfer_s, free[stage]) + seconds
         self.leaving[unit].append(Step(end_s=end_s, prompts=ended))
 
-    def _chunks(self, lane: PrefillLane) -> list[tuple[int, int]]:
-        limits = self.prefill.limits
-        budget = min(self.policy.chunk_tokens or limits.max_num_batched_tokens, limits.max_num_batched_tokens)
-        room, place = budget, 0
+    @property
+    def _budget(self) -> int:
+        most = self.prefill.limits.max_num_batched_tokens
+        return min(self.policy.chunk_tokens or most, most)
+
+    def _chunks(self, lane: PrefillLane, known_s: float) -> list[tuple[int, int]]:
+        room, place = self._budget, 0
         chunks: list[tuple[int, int]] = []
         while room > 0:
-            if place == len(lane.prompts) and not self._start_prompt(lane, room, budget):
+            if place == len(lane.prompts) and not self._start_prompt(lane, room, known_s):
                 break
             job = lane.prompts[place]
             new = min(job.todo, room)
@@ -379,7 +392,7 @@ class PoolTwin:
             job.todo, job.held, room, place = job.todo - new, job.held + new, room - new, place + 1
         return chunks
 
-    def _start_prompt(self, lane: PrefillLane, room: int, budget: int) -> bool:
+    def _start_prompt(self, lane: PrefillLane, room: int, known_s: float) -> bool:
         if not lane.batch:
             size = 1 if self.policy.prefill_order == "fcfs" else self.policy.scheduling_batch
             lane.batch, lane.waiting = lane.waiting[:size], lane.waiting[size:]
@@ -388,6 +401,9 @@ class PoolTwin:
         if not lane.batch or len(lane.prompts) >= self.prefill.limits.max_num_seqs:
             return False
         job = lane.batch[0]
+        if job.known_s > known_s:
+            return False
+        budget = self._budget
         if self.policy.chunk_tokens == 0 and room < budget and job.todo > room:
             return False
         used = sum(blocks(other.prompt) for other in lane.holding)

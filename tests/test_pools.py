@@ -32,6 +32,7 @@ def rough_cost(max_tokens: int, max_seqs: int, scale: float = 1.0, gain: float =
         window_attention_s_per_pair=scale * 2.3e-6,
         decode_tokens_per_seq=q,
         accepted_tokens_per_step=gain,
+        pooled_s=scale * 0.00041 * np.sqrt(tokens),
     )
 
 
@@ -52,6 +53,7 @@ def instances(draw: st.DrawFn, scale: float) -> Instance:
         overhead_s_per_token=draw(st.sampled_from([0.0, 0.0000113])),
         cold_start_s=draw(st.sampled_from([0.0, 0.317])),
         stage_transfer_s=0.00231,
+        looks_ahead=draw(st.booleans()),
     )
 
 

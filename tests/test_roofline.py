@@ -167,10 +167,27 @@ def test_messages_beyond_the_one_shot_buffers_take_two_shots() -> None:
 
 
 def test_tokens_go_to_their_experts_by_deepep_or_by_nccl() -> None:
-    """H100 has DeepEP's dispatch and combine, which differ; A100, where it was not measured, exchanges by NCCL."""
-    h100, a100 = (load_timing(load_gpu(name), "sglang") for name in ("h100_sxm", "a100_sxm"))
+    """Where DeepEP is in use H100 has its dispatch and combine, which differ; else, as on A100, NCCL exchanges."""
+    h100, a100 = (load_timing(load_gpu(name), "sglang", deepep=True) for name in ("h100_sxm", "a100_sxm"))
     assert h100.exchange_s([1e6], 8, "dispatch") != h100.exchange_s([1e6], 8, "combine")
     assert a100.exchange_s([1e6], 8, "dispatch") == a100.exchange_s([1e6], 8, "combine")
+    plain = load_timing(load_gpu("h100_sxm"), "sglang")
+    assert plain.exchange_s([1e6], 8, "dispatch") == plain.exchange_s([1e6], 8, "combine")
+
+
+def test_deepep_brings_the_block_scaled_experts_of_deepgemm() -> None:
+    """With DeepEP block-scaled experts take what they take under TensorRT-LLM, other formats what they took."""
+    layer = ExpertLayer(hidden=7168, intermediate=2048, num_experts=256, experts_per_gpu=32, top_k=8)
+    own, deepep, trtllm = (
+        load_timing(load_gpu("gb200"), engine, deepep=deepep)
+        for engine, deepep in (("sglang", False), ("sglang", True), ("trtllm", False))
+    )
+
+    def seconds(timing: OperatorTiming, dtype: str) -> float:
+        return float(timing.moe_s([4096.0], layer, dtype=dtype, power_law=False)[0])
+
+    assert seconds(deepep, "fp8_block") == seconds(trtllm, "fp8_block") != seconds(own, "fp8_block")
+    assert seconds(deepep, "fp4") == seconds(own, "fp4")
 
 
 def test_an_expert_layer_reads_only_the_experts_it_touches() -> None:

@@ -58,6 +58,8 @@ SISTER_KINDS: Mapping[str, str] = {
 }
 ENGINES = ("vllm", "sglang", "trtllm")
 LIBRARIES = ("deepep", "nccl")  # exchanges of tokens and collectives that every engine may use, the better one first
+DEEPEP_KINDS = ("dispatch", "combine")
+DEEPGEMM, DEEPGEMM_ENGINE = ("moe", "fp8_block"), "trtllm"
 Key = tuple[str, str, str]  # engine, kind, dtype
 
 
@@ -95,10 +97,20 @@ def _card(gpu_name: str) -> dict[Key, FittedCurve]:
     return read_card(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
 
 
-def load_timing(gpu: Gpu, engine: str) -> OperatorTiming:
-    """Timing of `gpu` (bundled or one of your own) under `engine`; `BestServeError` for an unknown engine."""
+def load_timing(gpu: Gpu, engine: str, *, deepep: bool = False) -> OperatorTiming:
+    """Timing of `gpu` (bundled or one of your own) under `engine`; `BestServeError` for an unknown engine.
+
+    `deepep`: tokens are exchanged by DeepEP's kernels instead of NCCL's, and block-scaled experts are DeepGEMM's, as
+    measured under `DEEPGEMM_ENGINE`.
+    """
     require(engine in ENGINES, field="engine", value=engine, rule="has no timings", accepted=", ".join(ENGINES))
-    return OperatorTiming(gpu=gpu, engine=engine, curves=_resolved(gpu.name, gpu.architecture, engine))
+    curves = _resolved(gpu.name, gpu.architecture, engine)
+    if deepep:
+        others = _resolved(gpu.name, gpu.architecture, DEEPGEMM_ENGINE)
+        curves = curves | {key: others[key] for key in (DEEPGEMM,) if key in others}
+    else:
+        curves = {key: fitted for key, fitted in curves.items() if key[0] not in DEEPEP_KINDS}
+    return OperatorTiming(gpu=gpu, engine=engine, curves=curves)
 
 
 @cache

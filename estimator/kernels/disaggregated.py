@@ -91,6 +91,7 @@ def _cost(instance: Instance, num_turns: int, hop_s: float) -> Cost:
         cw=cost.window_attention_s_per_pair * num_turns,
         q=cost.decode_tokens_per_seq,
         gain=float(cost.accepted_tokens_per_step),
+        E=cost.pooled_s * num_turns,
     )
 
 
@@ -118,6 +119,7 @@ def _prefill_pool(system: Disaggregated, num: int, places: tuple[int, int]) -> P
         max_seqs=min(limits.max_num_seqs, max(num, 1)),
         capacity=instance.capacity_tokens // BLOCK_TOKENS,
         hop_s=instance.stage_transfer_s,
+        looks_ahead=instance.looks_ahead,
     )
 
 

@@ -23,7 +23,7 @@ def pack(jobs, sent, requests, bytes_per_token, bytes_per_s):
         job["start_s"] = job["first_s"] = job["reserved_s"] = job["kv_s"] = np.nan
         job["join_s"] = job["finish_s"] = job["token_s"] = np.nan
         job["wire_s"] = inputs[i] * bytes_per_token / bytes_per_s
-        job["held"], job["predicted"] = 0, 0.0
+        job["held"], job["predicted"], job["known_s"] = 0, 0.0, 0.0
         job["prompt"] = job["todo"] = inputs[i] - cached[i]
         job["seen"], job["handed"], job["left"] = cached[i], inputs[i], steps[i]
         job["source_place"] = job["place"] = job["source"] = job["target"] = 0

@@ -140,6 +140,8 @@ def route(state, loop, t):
     num_units = len(prefill.free_s)
     unit = place % num_units
     job["source_place"], job["source"] = place, unit * prefill.ranks + place // num_units
+    free_s = prefill.free_s[unit, 0]
+    job["known_s"] = free_s + 2 * SAME_S if prefill.looks_ahead and free_s > t + SAME_S else t
     push(state, prefill.queues + job["source"], i)
     mark(loop.wake_prefill, unit)
 

@@ -5,8 +5,12 @@ and takes the first place), or, chunked, as many tokens as the budget has. The n
 batch: the first so many that wait, sorted by length (FCFS leaves them as they came), and a new one is formed when it is
 used up. A prompt needs KV blocks from its start until its cache has left for the decode pool.
 
-The attention-dp ranks of an instance are lanes that step together, as long as the longest. With pp stages a step of
-stage time s that enters at t leaves stage j at e_j = max(e_{j−1} + hop, free_j) + s, and the next may enter at free_1.
+An instance that looks ahead puts a step together when the one before begins: who comes in between waits for one more,
+unless no prompt was there for that one.
+
+The attention-dp ranks of an instance are lanes that step together, as long as the longest, with experts in common. With
+pp stages a step of stage time s that enters at t leaves stage j at e_j = max(e_{j−1} + hop, free_j) + s, and the next
+may enter at free_1.
 """
 
 from __future__ import annotations
@@ -30,6 +34,7 @@ JOB = np.dtype(
             "visible_s",  # the router sees it
             "arrival_s",
             "delay_s",  # from the end of the front end until it is visible
+            "known_s",  # the steps from here on may hold it
             "start_s",  # first tokens enter a step
             "first_s",  # the prompt ends
             "reserved_s",  # the decode instance has set room aside
@@ -78,6 +83,7 @@ class Cost(NamedTuple):
     cw: float
     q: int
     gain: float
+    E: Array
 
 
 class PrefillPool(NamedTuple):
@@ -100,6 +106,7 @@ class PrefillPool(NamedTuple):
     max_seqs: int
     capacity: int  # KV blocks
     hop_s: float
+    looks_ahead: bool
 
 
 @njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
@@ -130,13 +137,15 @@ def next_prompt(pool, state, lane):
 
 
 @njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
-def start_prompt(pool, state, lane, t, room):
-    """Seats the lane's next prompt in the step at t; False if none may: `room` tokens are left of the budget."""
+def start_prompt(pool, state, lane, t, room, known_s):
+    """Seats the lane's next prompt, known by `known_s`, in the step at t; False if none may: `room` tokens are left."""
     at = pool.lanes[lane]
     i = next_prompt(pool, state, lane)
     if i == EMPTY or at["num_prompts"] == pool.max_seqs:
         return False
     job = state.jobs[i]
+    if job["known_s"] > known_s:
+        return False
     if not pool.is_chunked and room < pool.budget and job["todo"] > room:
         return False
     need = prompt_blocks(job["todo"])
@@ -154,12 +163,12 @@ def start_prompt(pool, state, lane, t, room):
 
 
 @njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
-def fill_step(pool, state, lane, t):
-    """Puts prompts into the lane's step at t; returns its tokens and seconds."""
+def fill_step(pool, state, lane, t, known_s):
+    """Puts prompts known by `known_s` into the lane's step at t; returns its tokens and seconds."""
     at, cost = pool.lanes[lane], pool.cost
     room, slot, ending, pairs, window_pairs = pool.budget, 0, 0, 0.0, 0.0
     while room > 0:
-        if slot == at["num_prompts"] and not start_prompt(pool, state, lane, t, room):
+        if slot == at["num_prompts"] and not start_prompt(pool, state, lane, t, room, known_s):
             break
         job = state.jobs[pool.prompts[lane, slot]]
         new = min(job["todo"], room)
@@ -177,14 +186,25 @@ def fill_step(pool, state, lane, t):
 
 
 @njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
+def fill_instance(pool, state, lanes, t, known_s):
+    """Puts prompts into the step of all ranks at t; returns its tokens and seconds."""
+    tokens, span_s, pooled_s = 0, 0.0, pool.cost.E
+    for lane in lanes:
+        lane_tokens, lane_s = fill_step(pool, state, lane, t, known_s)
+        if lane_tokens > 0:
+            span_s = max(span_s, lane_s - pooled_s[min(lane_tokens, len(pooled_s) - 1)])
+        tokens += lane_tokens
+    return tokens, span_s + pooled_s[min(-(-tokens // pool.ranks), len(pooled_s) - 1)]
+
+
+@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
 def start_prefill(pool, state, unit, t):
     """Starts a step of the instance at t if its first stage is free and a prompt can run."""
     if pool.free_s[unit, 0] <= t + SAME_S:
-        tokens, span_s = 0, 0.0
         lanes = range(unit * pool.ranks, (unit + 1) * pool.ranks)
-        for lane in lanes:
-            lane_tokens, lane_s = fill_step(pool, state, lane, t)
-            tokens, span_s = tokens + lane_tokens, max(span_s, lane_s)
+        tokens, span_s = fill_instance(pool, state, lanes, t, t)
+        if tokens == 0 and pool.looks_ahead:
+            tokens, span_s = fill_instance(pool, state, lanes, t, NEVER)
         if tokens > 0:
             end_s = t - pool.hop_s
             for stage in range(pool.free_s.shape[1]):
