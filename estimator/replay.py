@@ -15,11 +15,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
+import numpy as np
+
 from estimator.build import instance_of, layout_kernels
 from estimator.catalogue.engines import load_engine
 from estimator.catalogue.gpus import load_gpu
 from estimator.catalogue.models import load_model
-from estimator.catalogue.recipes import recipe_of
+from estimator.catalogue.recipes import latent_out_of, recipe_of
 from estimator.drafting import DraftKernels, draft_kernels
 from estimator.dtypes import Dtypes, KvDtype, WeightDtype
 from estimator.engine import Engine, EngineCosts
@@ -30,10 +32,10 @@ from estimator.memory import num_kv_blocks
 from estimator.model import MoeFfn
 from estimator.outcome import Infeasible
 from estimator.parallelism import Parallelism
-from estimator.replay_pools import pools_system
+from estimator.replay_pools import pool_engine, pool_limits, pool_parallelism, pools_system
 from estimator.requests import Requests
 from estimator.simulate import simulate
-from estimator.simulation import Simulation
+from estimator.simulation import REJECTED, Simulation
 from estimator.speculation import with_draft_layers
 from estimator.stage import StepKernels
 from estimator.system import Collocated, System
@@ -41,6 +43,7 @@ from estimator.system import Collocated, System
 FALLBACK_REQUESTS = 4
 SHORTEST_FRAC, STATED_REQUESTS_PER_SLOT = 0.8, 10  # of InferenceMAX's lengths and loads
 EXPERT_TILE = 128
+PATIENCE_S = 300.0  # aiohttp's default for a whole request, as inference-perf leaves it (openai_client.py, 2026-11-26)
 DEPLOYMENT_NOTE = "concurrency_ne_batch"  # of rows whose concurrency is not one instance's; how many there were is open
 SLOT_BOUND_ENGINE, SLOT_BOUND_SOURCE = "trtllm", "nvidia_internal_gap_analysis"
 
@@ -89,7 +92,22 @@ def replay(prepared: PreparedRun, costs: EngineCosts | None = None) -> Simulatio
     run = prepared.run
     engine = prepared.engine if costs is None else replace(prepared.engine, costs={"": costs})
     instances = [_instance(run, pool, engine) for pool in prepared.pools]
-    return simulate(_system(run, instances, engine), prepared.requests, concurrency=run.concurrency)
+    simulation = simulate(_system(run, instances, engine), prepared.requests, concurrency=run.concurrency)
+    return simulation if run.rate_req_s is None else without_given_up(simulation)
+
+
+def without_given_up(simulation: Simulation) -> Simulation:
+    """The simulation as a client reports it that gives up after `PATIENCE_S`: those requests count as rejected.
+
+    The server works on all the same: served in order, whoever waits too long is followed by others who have.
+    """
+    kept = simulation.e2e_s <= PATIENCE_S
+    return replace(
+        simulation,
+        first_token_s=np.where(kept, simulation.first_token_s, np.nan),
+        finish_s=np.where(kept, simulation.finish_s, np.nan),
+        status=np.where(kept, simulation.status, REJECTED).astype(np.int8),
+    )
 
 
 def answer(run: MeasuredRun, engine: Engine | None = None) -> Answer:
@@ -169,9 +187,10 @@ def _is_early_vllm(run: MeasuredRun) -> bool:
 
 
 def _prepared_pool(run: MeasuredRun, pool: PoolLayout, engine: Engine) -> PreparedPool:
-    limits = limits_of(run, engine)
-    dtypes = Dtypes(weight=_weight_dtype(run), kv=kv_dtype_of(run))
-    parallelism = _possible(run.model, pool.parallelism)
+    engine = pool_engine(run, pool, engine)
+    limits = pool_limits(run, pool, limits_of(run, engine))
+    dtypes = Dtypes(weight=_weight_dtype(run), kv=kv_dtype_of(run), latent_out=latent_out_of(run))
+    parallelism = _possible(run.model, pool_parallelism(run, pool))
     if not recipe_of(run).attention_dp:
         parallelism = replace(parallelism, tp=parallelism.tp * parallelism.dp, dp=1)
     blocks, relaxed = _blocks(run, parallelism, dtypes, limits, engine)
@@ -180,7 +199,7 @@ def _prepared_pool(run: MeasuredRun, pool: PoolLayout, engine: Engine) -> Prepar
     if speculation is not None:
         drafts = draft_kernels(model, gpu, engine, parallelism, dtypes, limits, speculation)
     return PreparedPool(
-        kernels=_kernels(run.model, run.gpu, (run.engine, engine.pads_experts), parallelism, dtypes, limits),
+        kernels=_kernels(run.model, run.gpu, _experts_of(engine), parallelism, dtypes, limits),
         parallelism=parallelism,
         limits=limits,
         dtypes=dtypes,
@@ -223,6 +242,8 @@ def _instance(run: MeasuredRun, pool: PreparedPool, engine: Engine) -> Instance:
         cost = pool.drafts.cost(load_gpu(run.gpu), engine, pool.limits, recipe.speculation)
         instance = replace(instance, cost=cost)
     cold_start_s = engine.costs_on(load_gpu(run.gpu).architecture).cold_start_s if recipe.starts_cold else 0.0
+    if (run.concurrency or 0) * sum(run.input_bounds) / 2 >= pool.limits.max_num_batched_tokens:
+        cold_start_s += recipe.tuning_s
     return replace(
         instance,
         poll_steps=recipe.poll_steps,
@@ -243,12 +264,20 @@ def _possible(model: str, parallelism: Parallelism) -> Parallelism:
     return parallelism
 
 
+Experts = tuple[str, bool, bool, bool]  # engine, and how it runs experts
+
+
+def _experts_of(engine: Engine) -> Experts:
+    return engine.name, engine.pads_experts, engine.power_law_routing, engine.deepep
+
+
 @lru_cache(maxsize=1024)
 def _kernels(
-    model: str, gpu: str, kind: tuple[str, bool], parallelism: Parallelism, dtypes: Dtypes, limits: EngineLimits
+    model: str, gpu: str, experts: Experts, parallelism: Parallelism, dtypes: Dtypes, limits: EngineLimits
 ) -> StepKernels:
     most_tokens = max(limits.max_num_batched_tokens, limits.max_num_seqs)
-    engine = replace(load_engine(kind[0]), pads_experts=kind[1])
+    name, pads, power_law, deepep = experts
+    engine = replace(load_engine(name), pads_experts=pads, power_law_routing=power_law, deepep=deepep)
     return layout_kernels(load_model(model), load_gpu(gpu), engine, parallelism, dtypes, most_tokens)
 
 

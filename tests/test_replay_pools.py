@@ -4,26 +4,28 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from estimator.catalogue.engines import load_engine
 from estimator.engine import EngineCosts
+from estimator.instance import EngineLimits
 from estimator.measured_runs import MeasuredRun, PoolLayout
 from estimator.parallelism import Parallelism
 from estimator.replay import answer
-from estimator.replay_pools import decode_seats
+from estimator.replay_pools import decode_seats, pool_engine, pool_limits, pool_parallelism
 
 SHARED = Path(__file__).parents[2] / "shared" / "measured" / "measurements.csv"
 
 
-def two_pools(engine: str = "trtllm", num_decode: int = 4, dp: int = 1, highest: int | None = 36) -> MeasuredRun:
-    """A run of one prefill and some decode instances at concurrency 36."""
+def two_pools(engine: str = "trtllm", num_decode: int = 4, dp: int = 1, **changes: Any) -> MeasuredRun:
+    """A run of one prefill and some decode instances at concurrency 36, changed as told."""
     layouts = (
         PoolLayout(parallelism=Parallelism(dp=4, ep=4), num_instances=1),
         PoolLayout(parallelism=Parallelism(tp=8, dp=dp, ep=8), num_instances=num_decode),
     )
-    return MeasuredRun(
+    run = MeasuredRun(
         id="a",
         source="silicon",
         model="deepseek-ai/DeepSeek-R1",
@@ -44,37 +46,92 @@ def two_pools(engine: str = "trtllm", num_decode: int = 4, dp: int = 1, highest:
         output_bounds=(6554, 8192),
         measured_ms={"ttft_mean_ms": 10433.0, "tpot_mean_ms": 11.3},
         note="",
-        highest_concurrency=highest,
+        highest_concurrency=192,
     )
+    return replace(run, **changes)
+
+
+SHORT_FP4: dict[str, Any] = {"weight_dtype": "fp4", "output_bounds": (819, 1024)}
 
 
 @pytest.mark.parametrize(
     ("run", "seats"),
     [
         (two_pools(), 8),  # 36 on 4 instances: 9 each
-        (two_pools(highest=192), 32),
-        (two_pools(num_decode=1, dp=8, highest=36), 4),
-        (two_pools(highest=None), 8),
-        (two_pools(highest=3), 1),
+        (two_pools(concurrency=4), 1),
+        (two_pools(concurrency=24), 4),
+        (two_pools(num_decode=1, dp=8), 4),
+        (two_pools(num_decode=2, dp=8, concurrency=12288), 768),
+        (two_pools(**SHORT_FP4), 32),  # one server, driven at up to 192
+        (two_pools(weight_dtype="fp4"), 8),
         (two_pools(engine="vllm"), None),
     ],
 )
-def test_seats_are_a_power_of_two_within_the_share(run: MeasuredRun, seats: int | None) -> None:
-    """TensorRT-LLM holds the largest power of two within a rank's share of the top concurrency; others their own."""
+def test_seats_are_a_batch_size_within_the_share(run: MeasuredRun, seats: int | None) -> None:
+    """TensorRT-LLM holds the largest batch size within a rank's share of the concurrency its server is started for."""
     assert decode_seats(run) == seats
+
+
+def test_deepep_layouts_of_sglang_divide_whole_balanced_experts() -> None:
+    """SGLang's pools of 8 ranks and more in a rack have experts on every GPU, balanced; others what their row says."""
+    wide = PoolLayout(parallelism=Parallelism(dp=8), num_instances=1)
+    narrow = PoolLayout(parallelism=Parallelism(dp=4), num_instances=1)
+    engine = load_engine("sglang")
+
+    def started(gpu: str, pool: PoolLayout) -> tuple[int, bool, bool]:
+        run = two_pools(engine="sglang", gpu=gpu, pools=(pool, wide))
+        found = pool_engine(run, pool, engine)
+        return pool_parallelism(run, pool).ep, found.deepep, found.power_law_routing
+
+    assert started("gb200", wide) == (8, True, False)
+    assert started("gb200", narrow) == (1, False, True)
+    assert started("b200_sxm", wide) == (1, False, True)
+
+
+def test_ranks_of_vllm_in_a_rack_are_those_of_its_recipes() -> None:
+    """Rows of tp4 before tp16 or tp4, experts on every GPU, are dep4 before dep16 or tep4; elsewhere they stand."""
+
+    def layouts(gpu: str, tp: int) -> list[tuple[int, int]]:
+        pools = tuple(PoolLayout(parallelism=Parallelism(tp=n, ep=n), num_instances=1) for n in (4, tp))
+        run = two_pools(engine="vllm", gpu=gpu, model="moonshotai/Kimi-K2.5", weight_dtype="fp4", pools=pools)
+        found = [pool_parallelism(run, pool) for pool in pools]
+        return [(layout.tp, layout.dp) for layout in found]
+
+    assert layouts("gb200", 16) == [(1, 4), (1, 16)]
+    assert layouts("gb200", 4) == [(1, 4), (4, 1)]
+    assert layouts("b200_sxm", 8) == [(4, 1), (8, 1)]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "concurrency", "balanced"), [("fp4", 4096, True), ("fp4", 2048, False), ("fp8", 8192, False)]
+)
+def test_many_seats_in_fp4_balance_experts(dtype: str, concurrency: int, balanced: bool) -> None:
+    """TensorRT-LLM's recipes copy busy experts where a decode instance holds 4,096 sequences in fp4."""
+    run = two_pools(num_decode=1, dp=32, weight_dtype=dtype, concurrency=concurrency)
+    assert pool_engine(run, run.pools[1], load_engine("trtllm")).power_law_routing is not balanced
+    assert pool_engine(run, run.pools[0], load_engine("trtllm")).power_law_routing
+
+
+def test_prefill_steps_hold_what_the_recipes_say() -> None:
+    """16,384 tokens of short prompts or one long prompt under TensorRT-LLM; decode pools keep the engine's limits."""
+    run, limits = two_pools(), EngineLimits()
+    assert pool_limits(run, run.pools[0], limits).max_num_batched_tokens == 16_384
+    long = two_pools(input_bounds=(6554, 8192))
+    assert pool_limits(long, long.pools[0], limits).max_num_batched_tokens == 8232
+    assert pool_limits(run, run.pools[1], limits) == limits
 
 
 def test_a_full_decode_pool_is_part_of_ttft() -> None:
     """36 requests on 32 seats: four wait, so that TTFT is 4/36 of E2E and no prefill speed changes it."""
     latency = answer(two_pools()).latency_ms
     assert latency["ttft_mean_ms"] / latency["e2e_mean_ms"] == pytest.approx(4 / 36, rel=0.15)
-    free = answer(replace(two_pools(), highest_concurrency=64)).latency_ms
+    free = answer(two_pools(**SHORT_FP4)).latency_ms
     assert free["ttft_mean_ms"] < 0.1 * latency["ttft_mean_ms"]
 
 
 def test_a_longer_hand_over_delays_the_first_token_by_itself() -> None:
     """With seats for all the mean TTFT grows by what the hand-over takes longer."""
-    run, engine = replace(two_pools(), highest_concurrency=128), load_engine("trtllm")
+    run, engine = two_pools(**SHORT_FP4), load_engine("trtllm")
     slow, fast = (
         answer(run, replace(engine, costs={"": EngineCosts(hand_over_s=s)})).latency_ms["ttft_mean_ms"]
         for s in (0.3, 0.1)

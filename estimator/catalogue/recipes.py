@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from estimator.catalogue.gpus import load_gpu
 from estimator.catalogue.models import load_model
-from estimator.dtypes import KvDtype
+from estimator.dtypes import KvDtype, WeightDtype
 from estimator.errors import require
 from estimator.measured_runs import MeasuredRun
 from estimator.model import GatedDeltaNet, LatentAttention, ModelShape, MoeFfn
@@ -38,6 +38,7 @@ class Recipe:
     speculation: Speculation | None = None
     output_s_per_token: float = 0.0
     attention_dp: bool = True  # attention is divided among ranks where the row says so
+    tuning_s: float = 0.0  # the server stands still so long before its first full step of prompts
 
 
 def family_of(model: ModelShape) -> Family:
@@ -104,8 +105,15 @@ def recipe_of(run: MeasuredRun) -> Recipe:
         wait_steps=found.get("wait_steps", 0),
         output_s_per_token=found.get("output_s_per_token", 0.0),
         attention_dp=found.get("attention_dp", True),
+        tuning_s=found.get("tuning_s", 0.0),
         speculation=drafts and Speculation(draft_tokens=drafts, acceptance=found["acceptance"]),
     )
+
+
+def latent_out_of(run: MeasuredRun) -> WeightDtype | None:
+    """Format of the product behind latent attention where the run's checkpoint treats it by itself."""
+    is_fp4 = run.weight_dtype == "fp4" and run.engine in _card()["fp4_output_engines"]
+    return "fp4" if is_fp4 and family_of(load_model(run.model)) == "latent" else None
 
 
 def _fits(entry: dict[str, Any], facts: dict[str, Any]) -> bool:
@@ -113,6 +121,7 @@ def _fits(entry: dict[str, Any], facts: dict[str, Any]) -> bool:
         entry["source"] in facts["source"]
         and facts["mode"] == "collocated"
         and facts["version"] >= tuple(entry.get("since", ()))
+        and not (entry.get("unversioned", False) and facts["version"])
         and ("note_lacks" not in entry or entry["note_lacks"] not in facts["note"])
         and all(entry[name] == facts[name] for name in ("engine", "architecture", "isl", "osl", "ep") if name in entry)
         and all(facts[name] in entry[name] for name in ("family", "weight", "tp") if name in entry)
