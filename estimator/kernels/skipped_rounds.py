@@ -131,9 +131,9 @@ def line_up(fleet, g, c):
 
 @njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
 def straight_steps(fleet, u, ahead):
-    """Steps of the micro-batch in which it only decodes, on the line that is written to `unit`, and nobody finishes
+    """Steps in which the micro-batch only decodes, on one line, before a sequence has finished or KV blocks run out.
 
-    before the last; 0 if there are none. They begin with the step in flight, or, `ahead` 1, with the one after it.
+    The first is the one in flight or, with `ahead` 1, the one after it. The line is written to `unit`.
     """
     r, lane, is_begun = fleet.r, fleet.lane, fleet.unit[u, FLIES] > 0
     for at in lanes_of(fleet, u):
@@ -186,15 +186,10 @@ def head(fleet, u, begun_s):
 @njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
 def follow(unit, u, last, ahead):
     """Puts the micro-batch behind the `last` one of those that follow the head `ahead`."""
-    unit[u, BEGUN_S], unit[u, ROUND_S], unit[u, GROWTH_S] = (
-        unit[ahead, BEGUN_S],
-        unit[ahead, ROUND_S],
-        unit[ahead, GROWTH_S],
-    )
-    unit[u, LAG_S], unit[u, LAG_SLOPE] = (
-        unit[last, LAG_S] + unit[last, LINE_S],
-        unit[last, LAG_SLOPE] + unit[last, SLOPE_S],
-    )
+    for column in (BEGUN_S, ROUND_S, GROWTH_S):
+        unit[u, column] = unit[ahead, column]
+    unit[u, LAG_S] = unit[last, LAG_S] + unit[last, LINE_S]
+    unit[u, LAG_SLOPE] = unit[last, LAG_SLOPE] + unit[last, SLOPE_S]
     unit[u, TAIL_S] = unit[u, LAG_S] + unit[u, LINE_S] - unit[ahead, LINE_S]
     unit[u, TAIL_SLOPE] = unit[u, LAG_SLOPE] + unit[u, SLOPE_S] - unit[ahead, SLOPE_S]
 
@@ -210,8 +205,8 @@ def entry_s(fleet, u, k):
 def rounds_apart(fleet, ahead, last, u, later, grace_s, most):
     """Rounds, at most `most`, in which head u reaches no stage before the `last` behind head `ahead` has left it.
 
-    With `later` 1 it is the round after. The time between at stage s, S_u + (s - 1)·x_u - S_h - s·x_h - tail,
-    is A + B·r + C·r², at least A + r·(B + min(0, C)·most).
+    With `later` 1 it is the round after. The time between at stage s, S_u + (s - 1)·x_u - S_h - s·x_h - tail, is a
+    parabola A + B·r + C·r², at least A + r·(B + min(0, C)·most); both end stages are looked at.
     """
     pp, unit = fleet.r.pp, fleet.unit
     growth_s = unit[u, GROWTH_S] - unit[ahead, GROWTH_S]
