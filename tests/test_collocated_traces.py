@@ -61,6 +61,18 @@ def test_a_request_joins_the_micro_batch_that_enters_next() -> None:
     assert run.first_token_s[2] == run.finish_s[2] == 16.5
 
 
+def test_a_long_prompt_fills_the_stages() -> None:
+    """18 tokens in three steps of 6.5 s on two stages 0.25 s apart, in two micro-batches: each behind the one before.
+
+    Stage 1: 0-6.5, 6.5-13 and, when the first is back, 13.25-19.75; stage 2: 6.75-13.25, 13.25-19.75, 20-26.5. The
+    last holds the prompt then: its second token takes 2·1 + 0.25 s.
+    """
+    instance = replace(instance_of(round_cost(6, 4), 6, 4), parallelism=Parallelism(pp=2), stage_transfer_s=0.25)
+    run = simulate(Collocated(instance=instance), requests_of([0], 18, 2))
+    assert run.first_token_s.tolist() == [26.5]
+    assert run.finish_s.tolist() == [28.75]
+
+
 def test_full_stages_have_no_bubbles() -> None:
     """Three equal prompts of 4.5 s on three stages without hops: the last stage works from 9 s to the end.
 

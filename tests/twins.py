@@ -126,6 +126,15 @@ class LaneTwin:
             self._make_room()
         return chunks
 
+    def can_take_over(self, job: Job) -> bool:
+        """Whether the lane, not under way, has a seat and blocks for the next chunk of a prompt of another lane."""
+        chunked = self.policy == "chunked"
+        new = min(job.todo, self.max_tokens - len(self.decoding)) if chunked else job.todo
+        no_seat = len(self.resident) >= self.max_seqs or (self.policy == "static" and bool(self.decoding))
+        if no_seat or new <= 0 or any(not other.decoding for other in self.resident):
+            return False
+        return self.used(1 if chunked else 0) + blocks(job.held + new) <= self.capacity
+
     def _next_waiting(self, *, evicted: bool) -> Job | None:
         full = len(self.resident) >= self.max_seqs or (self.policy == "static" and bool(self.decoding))
         late = bool(self.waiting) and self.waiting[0].arrival_s > self.horizon_s
@@ -196,6 +205,7 @@ class InstanceTwin:
     kv_block_s: float = 0.0
     num_offered: int = 0
     outstanding: int = 0
+    cut: dict[int, tuple[Job, LaneTwin]] = field(default_factory=dict)  # a rank's prompt with tokens left, and where
 
     def __post_init__(self) -> None:
         self.free_s = [0.0] * len(self.batches)
@@ -222,7 +232,7 @@ class InstanceTwin:
     def _next(self) -> MicroBatchTwin | None:
         here = [b for b in self.batches if b.end_s is None]
         ready = sorted((b for b in here if not b.is_empty), key=lambda b: b.came_s)
-        somebody_waits = any(lane.waiting for lane in self.batches[0].lanes)
+        somebody_waits = bool(self.cut) or any(lane.waiting for lane in self.batches[0].lanes)
         return ready[0] if ready else here[0] if here and somebody_waits else None
 
     def next_s(self) -> float:
@@ -257,13 +267,30 @@ class InstanceTwin:
             horizon_s = self.started_s + self.same_s
         start_s = max(now, self.free_s[0], 0.0 if batch.is_empty else batch.came_s)
         self._keep(start_s)
-        stages = [lane.stage_s(start_s, horizon_s) for lane in batch.lanes]
+        stages = [self._stage_s(rank, lane, start_s, horizon_s) for rank, lane in enumerate(batch.lanes)]
         stage_s, end_s = max(s or 0.0 for s in stages), start_s - self.hop_s
         assert stage_s > 0
         for stage, free_s in enumerate(self.free_s):
             end_s = max(end_s + self.hop_s, free_s) + stage_s
             self.free_s[stage] = end_s
         self.started_s, batch.end_s = start_s, end_s
+
+    def _stage_s(self, rank: int, lane: LaneTwin, now: float, horizon_s: float) -> float | None:
+        """The lane's step, for which it takes over a prompt that another lane of the rank has begun."""
+        if rank in self.cut:
+            job, old = self.cut[rank]
+            if old is not lane and lane.can_take_over(job):
+                old.resident.remove(job)
+                if job in old.prompts:
+                    old.prompts.remove(job)
+                lane.resident.append(job)
+                self.cut[rank] = (job, lane)
+        stage_s = lane.stage_s(now, horizon_s)
+        if lane.resident and lane.resident[-1].todo > 0:
+            self.cut[rank] = (lane.resident[-1], lane)
+        elif rank in self.cut and self.cut[rank][1] is lane:
+            del self.cut[rank]
+        return stage_s
 
 
 @dataclass(kw_only=True, eq=False)

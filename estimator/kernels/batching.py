@@ -118,7 +118,7 @@ def _remove(lane, at, first, size, place):
 
 
 @njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
-def _link(lane, job, at, i):
+def link(lane, job, at, i):
     """Makes request i the latest resident."""
     last = lane[at, LAST]
     job[i, BEFORE], job[i, AFTER] = last, -1
@@ -131,7 +131,8 @@ def _link(lane, job, at, i):
 
 
 @njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
-def _unlink(lane, job, at, i):
+def unlink(lane, job, at, i):
+    """Takes request i out of the residents."""
     before, after = job[i, BEFORE], job[i, AFTER]
     if before >= 0:
         job[before, AFTER] = after
@@ -167,7 +168,7 @@ def _stop_decoding(lane, work, job, r, at, i, place):
         work[at, CACHED] - job[i, HELD] - job[i, SEEN] - r.gain * done if lane[at, NUM_DECODING] > 0 else 0.0
     )
     job[i, JOINED] = -1
-    _unlink(lane, job, at, i)
+    unlink(lane, job, at, i)
     return done
 
 
@@ -194,7 +195,7 @@ def _evict(lane, work, job, when, sums, r, at, t, last_s):
         lane[at, USED] -= job[i, OWN]
         job[i, TODO] += job[i, HELD]
         lane[at, PROMPT] = -1
-        _unlink(lane, job, at, i)
+        unlink(lane, job, at, i)
     job[i, HELD] = job[i, OWN] = 0
     when[i, EVICTED] = t
     sums[PREEMPTIONS] += 1
@@ -228,7 +229,7 @@ def _admit(lane, job, when, sums, at, i, t):
         when[i, START] = t
     else:
         sums[EVICTED_TIME] += t - when[i, EVICTED]
-    _link(lane, job, at, i)
+    link(lane, job, at, i)
 
 
 @njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
@@ -316,7 +317,7 @@ def end_lane(lane, work, job, when, weights, r, at, t, shown_s):
         if job[i, LEFT] == 0:
             when[i, FINISH] = shown_s
             lane[at, USED] -= job[i, OWN]
-            _unlink(lane, job, at, i)
+            unlink(lane, job, at, i)
             ended += 1
         else:
             _start_decoding(lane, work, job, r, at, i)

@@ -38,7 +38,7 @@ from estimator.kernels.batching import (
 )
 from estimator.kernels.calendar import new_marks, new_times
 from estimator.kernels.collocated import run_instances
-from estimator.kernels.micro_batches import ORDER, SHOWN_S, TAIL_SLOPE, Pipelines
+from estimator.kernels.micro_batches import CUT_LANE, ORDER, SHOWN_S, TAIL_SLOPE, Pipelines
 from estimator.kernels.pipelined import run_pipelines
 from estimator.kernels.routing import ROUND_ROBIN, router_draws
 from estimator.kernels.spans import MANY
@@ -157,7 +157,7 @@ def _pipelines(pool: Pool, flat: tuple[Any, ...]) -> Pipelines:
         pipe=np.zeros((num, SHOWN_S + 1)),
         leap=np.zeros((num, ORDER + degrees.pp), np.int64),
         free_s=np.zeros((num, degrees.pp)),
-        queue=np.full((num * degrees.dp, 2), -1, np.int64),
+        queue=np.full((num * degrees.dp, CUT_LANE + 1), -1, np.int64),
         times=times,
         outstanding=np.zeros(num, np.int64),
         turns=np.zeros(num, np.int64),

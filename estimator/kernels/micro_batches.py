@@ -14,10 +14,13 @@ from estimator.kernels.batching import (
     ACTIVE,
     BUSY,
     CACHED,
+    CHUNKED,
     CLOCK,
     END,
     ENDING,
+    HELD,
     HELD_TIME,
+    LAST,
     LAST_WAITING,
     MARK_S,
     MARKS,
@@ -25,15 +28,21 @@ from estimator.kernels.batching import (
     NUM_DECODING,
     NUM_RESIDENT,
     NUM_STEPS,
+    OWN,
     PHASE,
+    PROMPT,
     STEPS,
+    TODO,
     TOKENS,
     USED,
     Rules,
     end_lane,
+    has_seat,
+    link,
     plan_lane,
+    unlink,
 )
-from estimator.kernels.blocks import new_blocks
+from estimator.kernels.blocks import blocks_of, new_blocks
 from estimator.kernels.calendar import NEVER, SAME_S, Array
 from estimator.kernels.collocated import segment
 from estimator.kernels.spans import MANY, record_gaps
@@ -42,6 +51,7 @@ START_S, END_S, LATEST_S, SINCE_S, FLIES, LINE_S, SLOPE_S = range(7)  # of `unit
 BEGUN_S, ROUND_S, GROWTH_S = range(7, 10)  # the head's S_0 and S_1 - S_0, by how much S_{r+1} - S_r grows
 LAG_S, LAG_SLOPE, TAIL_S, TAIL_SLOPE = range(10, 14)  # behind its head on entering and leaving, growth per round
 PREVIOUS_S, BUSY_UNTIL_S, SHOWN_S = range(3)  # of `pipe`
+HEAD_OF_LINE, END_OF_LINE, CUT, CUT_LANE = range(4)  # of `queue`; CUT: a prompt with tokens left, resident in CUT_LANE
 ROUNDS, COUNT, ORDER = range(3)  # of `leap`: rounds that are skipped (0: none), micro-batches, which ones, c first
 
 
@@ -60,7 +70,7 @@ class Pipelines(NamedTuple):
     pipe: Array  # (num, 3)
     leap: Array  # (num, 2 + pp)
     free_s: Array  # (num, pp)
-    queue: Array  # (num·dp, 2) first and last waiting request
+    queue: Array  # (num·dp, 4)
     times: Array
     outstanding: Array  # (num,)
     turns: Array  # (num,) rank of the next request
@@ -83,19 +93,19 @@ def units_of(fleet, g):
 @njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
 def is_empty(fleet, u):
     """Whether nobody is resident in the micro-batch."""
-    resident = 0
-    for at in lanes_of(fleet, u):
-        resident += fleet.lane[at, NUM_RESIDENT]
-    return resident == 0
+    for at in lanes_of(fleet, u):  # noqa: SIM110 - numba knows no all()
+        if fleet.lane[at, NUM_RESIDENT] > 0:
+            return False
+    return True
 
 
 @njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
 def anybody_waits(fleet, g):
-    """Whether any rank's queue holds a request."""
-    first = -1
+    """Whether any rank has a request waiting, or a prompt with tokens left."""
     for q in range(g * fleet.r.dp, (g + 1) * fleet.r.dp):
-        first = max(first, fleet.queue[q, 0])
-    return first >= 0
+        if fleet.queue[q, HEAD_OF_LINE] >= 0 or fleet.queue[q, CUT] >= 0:
+            return True
+    return False
 
 
 @njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
@@ -162,6 +172,33 @@ def enter(fleet, g, t):
     return chosen
 
 
+@njit(cache=True, error_model="numpy", _nrt=False)
+def take_over(lane, job, queue, r, at):
+    """Moves the rank's prompt with tokens left, whose last chunk another micro-batch holds, to the lane that enters.
+
+    It needs a seat, and KV blocks for its next chunk (chunked) or all of it.
+    """
+    i, old = queue[CUT], queue[CUT_LANE]
+    if lane[at, PROMPT] >= 0 or not has_seat(lane, r, at):
+        return
+    new, opened, n = job[i, TODO], 0, lane[at, NUM_DECODING]
+    if r.policy == CHUNKED:
+        new = min(new, r.max_tokens - r.q * n)
+        if n > 0:
+            opened = new_blocks(lane, at, PHASE, r.shift, lane[at, CLOCK], r.p)
+    need = blocks_of((job[i, HELD] + new) * r.units, r.shift)
+    if new <= 0 or lane[at, USED] + opened + need > r.capacity:
+        return
+    lane[old, USED] -= job[i, OWN]
+    unlink(lane, job, old, i)
+    if lane[old, PROMPT] == i:
+        lane[old, PROMPT] = -1
+    lane[at, USED] += job[i, OWN]
+    link(lane, job, at, i)
+    lane[at, PROMPT] = i
+    queue[CUT_LANE] = at
+
+
 @njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
 def start_unit(fleet, g, u, t, horizon):
     """Puts the micro-batch's step together at t, with arrivals up to `horizon`, and sends it through the stages."""
@@ -170,10 +207,20 @@ def start_unit(fleet, g, u, t, horizon):
     for rank in range(r.dp):
         at, queue = u * r.dp + rank, fleet.queue[g * r.dp + rank]
         lane[at, STEPS], lane[at, ACTIVE], lane[at, TOKENS] = MANY, 0, 0
-        lane[at, NEXT_WAITING], lane[at, LAST_WAITING] = queue[0], queue[1]
-        if lane[at, NUM_RESIDENT] > 0 or queue[0] >= 0:
+        if queue[CUT] >= 0 and queue[CUT_LANE] != at:
+            keep_blocks(fleet, queue[CUT_LANE] // r.dp, t)
+            take_over(lane, fleet.job, queue, r, at)
+        lane[at, NEXT_WAITING], lane[at, LAST_WAITING] = queue[HEAD_OF_LINE], queue[END_OF_LINE]
+        if lane[at, NUM_RESIDENT] > 0 or queue[HEAD_OF_LINE] >= 0:
             plan_lane(lane, work, fleet.job, fleet.when, fleet.sums, fleet.tab, r, at, t, unit[LATEST_S], horizon)
-        queue[0], queue[1] = lane[at, NEXT_WAITING], lane[at, LAST_WAITING]
+        queue[HEAD_OF_LINE], queue[END_OF_LINE] = lane[at, NEXT_WAITING], lane[at, LAST_WAITING]
+        if lane[at, TOKENS] > 0 or queue[CUT_LANE] == at:
+            latest = lane[at, LAST]
+            is_cut = latest >= 0 and fleet.job[latest, TODO] > 0
+            if is_cut:
+                queue[CUT], queue[CUT_LANE] = latest, at
+            elif queue[CUT_LANE] == at:
+                queue[CUT] = queue[CUT_LANE] = -1
     stage_s = segment(lane, work, fleet.tab, r, u, 0)[0]
     open_blocks(fleet, u)
     end_s = t - r.hop_s

@@ -4,7 +4,8 @@ A micro-batch is one lane per attention-dp rank, with seats and KV blocks of its
 share one queue per rank. Its step has stage time x, the longest of its lanes. It enters stage 1 at t, leaves stage s at
 e_s = max(e_{s−1} + hop, free_s) + x, and its tokens appear when it leaves the last. Whenever stage 1 is free the next
 one enters: of those with residents that have come back the one that came back first, with whom of the queue it can
-seat; where none has, an empty one, if somebody waits. A scheduler that looks ahead has put a step that follows another
+seat; where none has, an empty one, if somebody waits. A prompt longer than a step goes on in the next that enters, if
+that has room for it, and decodes where it ends. A scheduler that looks ahead has put a step that follows another
 without a pause together when that one entered.
 
 Events within `SAME_S` are at one time, and happen in this order, each kind by index of instance:
@@ -30,6 +31,8 @@ from estimator.kernels.batching import (
 from estimator.kernels.calendar import NEVER, SAME_S, due, mark, set_time, take_marks
 from estimator.kernels.collocated import release
 from estimator.kernels.micro_batches import (
+    END_OF_LINE,
+    HEAD_OF_LINE,
     ROUNDS,
     SHOWN_S,
     end_unit,
@@ -98,14 +101,14 @@ def offer(fleet, g, i, t):
     """Puts request i at the end of its rank's queue at t, where it may end skipped rounds; False if it never fits."""
     r, lane, rank = fleet.r, fleet.lane, fleet.turns[g]
     queue, at = fleet.queue[g * r.dp + rank], g * r.pp * r.dp + rank
-    if fleet.leap[g, ROUNDS] > 0 and queue[0] < 0:
+    if fleet.leap[g, ROUNDS] > 0 and queue[HEAD_OF_LINE] < 0:
         for u in units_of(fleet, g):
             if has_seat(lane, r, u * r.dp + rank):
                 interrupt(fleet, g, t)
                 break
-    lane[at, NEXT_WAITING], lane[at, LAST_WAITING] = queue[0], queue[1]
+    lane[at, NEXT_WAITING], lane[at, LAST_WAITING] = queue[HEAD_OF_LINE], queue[END_OF_LINE]
     if not enqueue(lane, fleet.job, r, at, i):
         return False
-    queue[0], queue[1] = lane[at, NEXT_WAITING], lane[at, LAST_WAITING]
+    queue[HEAD_OF_LINE], queue[END_OF_LINE] = lane[at, NEXT_WAITING], lane[at, LAST_WAITING]
     fleet.turns[g] = rank + 1 if rank + 1 < r.dp else 0
     return True

@@ -46,6 +46,7 @@ from estimator.kernels.micro_batches import (
     END_S,
     FLIES,
     GROWTH_S,
+    HEAD_OF_LINE,
     LAG_S,
     LAG_SLOPE,
     LATEST_S,
@@ -85,7 +86,8 @@ def plan_leap(fleet, g, c):
     rounds = straight_steps(fleet, c, 0)
     if rounds < 2:
         return False
-    line_up(fleet, g, c)
+    if not line_up(fleet, g, c):
+        return False
     head(fleet, c, start_s)
     ahead = c
     for place in range(1, leap[COUNT]):
@@ -115,11 +117,17 @@ def plan_leap(fleet, g, c):
 
 @njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
 def line_up(fleet, g, c):
-    """Notes in `leap` the micro-batches with residents: c, then the others in the order in which they come back."""
+    """Notes in `leap` the micro-batches with residents: c, then the others in the order in which they come back.
+
+    False if one is under way that a prompt has left without residents.
+    """
     leap, count = fleet.leap[g], 1
     leap[ORDER] = c
     for u in units_of(fleet, g):
-        if u != c and not is_empty(fleet, u):
+        if is_empty(fleet, u):
+            if fleet.unit[u, FLIES] > 0:
+                return False
+        elif u != c:
             place = count
             while place > 1 and fleet.unit[leap[ORDER + place - 1], END_S] > fleet.unit[u, END_S]:
                 leap[ORDER + place] = leap[ORDER + place - 1]
@@ -127,6 +135,7 @@ def line_up(fleet, g, c):
             leap[ORDER + place] = u
             count += 1
     leap[COUNT] = count
+    return True
 
 
 @njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
@@ -160,7 +169,7 @@ def can_join(fleet, g):
     """Whether the first of any rank's queue would find a seat and KV blocks in a micro-batch that only decodes."""
     r, lane = fleet.r, fleet.lane
     for rank in range(r.dp):
-        i = fleet.queue[g * r.dp + rank, 0]
+        i = fleet.queue[g * r.dp + rank, HEAD_OF_LINE]
         if i < 0:
             continue
         for u in units_of(fleet, g):
