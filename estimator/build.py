@@ -114,7 +114,7 @@ def step_cost_of(
 def _work_s(work: TokenWork, costs: EngineCosts, grid: FloatArray) -> FloatArray:
     """Kernels and launches of the body or a part of it, (num_points,)."""
     launches = costs.gemm_launch_s * work.num_gemms + costs.elementwise_launch_s * work.num_elementwise
-    return _kernels_s(work, costs, grid) + launches + costs.quantise_launch_s * work.num_block_gemms
+    return _kernels_s(work, costs, grid) + launches + costs.quantise_launch_s * work.num_quantised_gemms
 
 
 def _kernels_s(work: TokenWork, costs: EngineCosts, grid: FloatArray) -> FloatArray:
@@ -143,14 +143,16 @@ def layout_kernels(
     most_tokens: int,
 ) -> StepKernels:
     """Kernels of the slowest stage up to `most_tokens` a step; `BestServeError` where the model does not divide."""
+    shape = engine.fusion.shape_of(model, gpu.architecture, parallelism)
     return step_kernels(
-        slowest_stage_operators(model, parallelism, dtypes),
+        slowest_stage_operators(shape, parallelism, dtypes),
         load_timing(gpu, engine.name, deepep=engine.deepep),
         token_grid(most_tokens),
         num_layers=model.num_layers / parallelism.pp,
         power_law=engine.power_law_routing,
         block_scaled=model.is_moe,
         pads_experts=engine.pads_experts,
+        fused_norm_tokens=engine.fusion.norm_tokens_of(model, gpu.architecture, parallelism),
     )
 
 
@@ -256,12 +258,20 @@ def step_breakdown(  # noqa: PLR0913  a layout and a step have this many sides
     grid = np.unique([1.0, *np.array([num_seqs, num_seqs + 1, num_seqs + prefill_tokens], dtype=np.float64)])
     grid = grid[grid >= 1]
     timing = load_timing(gpu, engine.name, deepep=engine.deepep)
-    operators = slowest_stage_operators(model, parallelism, dtypes)
+    shape = engine.fusion.shape_of(model, gpu.architecture, parallelism)
+    operators = slowest_stage_operators(shape, parallelism, dtypes)
+    fused_norm_tokens = engine.fusion.norm_tokens_of(model, gpu.architecture, parallelism)
     blocks, num_layers = model.is_moe, model.num_layers / parallelism.pp
 
     def seconds_of(chosen: tuple[Operator, ...], layers: float) -> float:
         kernels = step_kernels(
-            chosen, timing, grid, num_layers=layers, power_law=engine.power_law_routing, block_scaled=blocks
+            chosen,
+            timing,
+            grid,
+            num_layers=layers,
+            power_law=engine.power_law_routing,
+            block_scaled=blocks,
+            fused_norm_tokens=fused_norm_tokens,
         )
         cost = step_cost_of(kernels, engine, gpu.architecture, limits)
         if prefill_tokens:

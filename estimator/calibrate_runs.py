@@ -115,6 +115,12 @@ class Design:
         """z of every key, (num_keys, num_symbols), from shifts (num_shifts, num_symbols)."""
         return position_of(EngineCosts()) + self.matrix @ shifts
 
+    def shifts_of(self, costs: Mapping[Key, EngineCosts]) -> FloatArray:
+        """The shifts that give those costs and are least in their standard deviations, (num_shifts, num_symbols)."""
+        z = np.array([position_of(costs[key]) for key in self.keys]) - position_of(EngineCosts())
+        scaled = [np.linalg.lstsq(self.matrix * std, column)[0] for std, column in zip(self.std.T, z.T, strict=True)]
+        return np.asarray(np.array(scaled).T * self.std)
+
     def costs(self, shifts: FloatArray) -> dict[Key, EngineCosts]:
         """Costs of every key."""
         return {key: costs_at(z) for key, z in zip(self.keys, self.positions(shifts), strict=True)}
@@ -224,11 +230,11 @@ def loss(problem: Problem, predicted: FloatArray, shifts: FloatArray) -> float:
     return float(rows.sum() + ((shifts / problem.design.std) ** 2).sum())
 
 
-def fit(problem: Problem, num_iterations: int = 6, on_step: Callable[[Fit], None] | None = None) -> Fit:
-    """Gauss-Newton from the defaults, steps halved until the loss falls, until it falls by less than `ENOUGH`."""
+def fit(problem: Problem, num_iterations: int = 6, start: Mapping[Key, EngineCosts] | None = None) -> Fit:
+    """Gauss-Newton from `start` or the defaults, steps halved until the loss falls, until it does by under `ENOUGH`."""
     everything = np.arange(len(problem.keys))
-    shifts = np.zeros((problem.design.matrix.shape[1], len(NAMES)))
-    found = _fit_at(problem, everything, shifts)
+    costs = dict.fromkeys(problem.design.keys, EngineCosts()) if start is None else start
+    found = _fit_at(problem, everything, problem.design.shifts_of(costs))
     for _ in range(num_iterations):
         before = found.loss
         found = replace(found, slopes=problem.slopes(found.shifts, found.predicted))
@@ -238,8 +244,6 @@ def fit(problem: Problem, num_iterations: int = 6, on_step: Callable[[Fit], None
             found = tried
             if gained < ENOUGH * found.loss:
                 break
-        if on_step is not None:
-            on_step(found)
         if before - found.loss < ENOUGH * found.loss:
             break
     return found

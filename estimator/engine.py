@@ -4,7 +4,7 @@ The step of an engine is the kernels' time, scaled per kind of operator by what 
 plus launches and time in which the GPU waits for the host:
 
     decode step (CUDA graph):  K − s · K_shared + h + h_seq · sequences,  K = Σ_kind k_kind · kernels_kind
-                                   + λ_g · gemms + λ_q · block-scaled gemms + λ_e · elementwise
+                                   + λ_g · gemms + λ_q · fp8 and fp4 gemms + λ_e · elementwise
                                    + ε · layers of expert groups
     step that holds prefill:   max(k_p · K, l_p · layers) + h_p + h + h_seq · sequences sampled
 
@@ -14,7 +14,7 @@ plus launches and time in which the GPU waits for the host:
 | | `block_factor`, `mxfp4_factor`: times those of block-scaled fp8 kernels, of MXFP4 experts | 1 |
 | k_p | `prefill_factor`, times all kernels of a step that holds prefill | 1 |
 | λ_g, λ_e | `gemm_launch_s`, `elementwise_launch_s`: a matrix product's or small kernel's share of launches | s |
-| λ_q | `quantise_launch_s`: activations are brought to fp8 with a scale per block before each product | s |
+| λ_q | `quantise_launch_s`: activations are brought to fp8 or fp4 before each product of such weights | s |
 | s | `shared_overlap_frac`: share of the shared experts' kernels that a second stream hides in a decode step | 1 |
 | ε | `expert_group_s`: a layer of expert groups sorts tokens by group and joins unfused, once a layer | s |
 | h, h_seq | `host_s`, `host_s_per_seq`: host time of a step, of a sequence, that no overlap hides | s |
@@ -38,6 +38,8 @@ from dataclasses import dataclass, field, fields
 from estimator.errors import require
 from estimator.instance import EngineLimits
 from estimator.memory import MemoryPolicy
+from estimator.model import ModelShape, MoeFfn
+from estimator.parallelism import Parallelism
 from estimator.system import CollocatedPolicy
 
 COST_BOUNDS: Mapping[str, tuple[float, float]] = {
@@ -131,13 +133,42 @@ class LayoutSupport:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class KernelFusion:
+    """Kernels that an engine joins with others, on the GPU architectures named.
+
+    `norm_tokens`: in steps of up to so many tokens an all-reduce over tensor-parallel GPUs adds the residual and norms
+    the sum as well, without data-parallel attention; 0 = never. `norm_needs_experts`: in models with experts alone.
+    `shared_among`: beside so many routed experts a shared one runs as one more of them, unless ranks divide experts.
+    """
+
+    norm_tokens: int = 0
+    norm_needs_experts: bool = False
+    norm_on: tuple[str, ...] = ()
+    shared_among: tuple[int, ...] = ()
+    shared_on: tuple[str, ...] = ()
+
+    def norm_tokens_of(self, model: ModelShape, architecture: str, parallelism: Parallelism) -> int:
+        """Tokens of a step up to which norms cost nothing beside their all-reduces."""
+        joined = parallelism.tp > 1 and parallelism.dp == 1 and architecture in self.norm_on
+        return self.norm_tokens if joined and (model.is_moe or not self.norm_needs_experts) else 0
+
+    def shape_of(self, model: ModelShape, architecture: str, parallelism: Parallelism) -> ModelShape:
+        """The model as the engine runs it."""
+        counts = {group.ffn.num_experts for group in model.layers if isinstance(group.ffn, MoeFfn)}
+        if parallelism.ep > 1 or architecture not in self.shared_on or not counts & set(self.shared_among):
+            return model
+        return model.with_shared_experts_routed()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Engine:
     """One serving engine at one version.
 
     `limits` and `memory`: its defaults. `power_law_routing`: expert load under expert parallelism follows a power law.
     `asynchronous`: the next step is scheduled while this one runs. `mixed_graph_tokens`: steps with prompts replay CUDA
     graphs up to so many tokens. `pads_experts`: block-scaled fp8 experts fill a tile of rows each, chosen or not.
-    `deepep`: ranks exchange tokens by DeepEP and multiply them by DeepGEMM. `support`: layouts it can be started in.
+    `deepep`: ranks exchange tokens by DeepEP and multiply them by DeepGEMM. `fusion`: kernels it joins. `support`:
+    layouts it can be started in.
     `step_time_factors`: by architecture, what one's own measurement says of every step (`estimator.recalibrate`).
     `costs` per GPU architecture, `""` for any other.
     """
@@ -152,6 +183,7 @@ class Engine:
     mixed_graph_tokens: int = 0
     pads_experts: bool = False
     deepep: bool = False
+    fusion: KernelFusion = KernelFusion()
     support: LayoutSupport = LayoutSupport()
     step_time_factors: Mapping[str, float] = field(default_factory=dict, hash=False)
     costs: Mapping[str, EngineCosts] = field(hash=False)

@@ -6,6 +6,7 @@ Which layers a `model_type` has follows the modeling files of transformers 4.57 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from itertools import groupby
 from typing import Any
 
@@ -103,7 +104,9 @@ def _qwen3(text: Config, index: int) -> Attention:
 
 
 def _minimax(text: Config, _: int) -> Attention:
-    return _grouped(text, qk_norm=bool(text.get("use_qk_norm", False)))
+    """`qk_norm_type` per_layer: one norm over the heads of a layer (vLLM's MiniMaxText01RMSNormTP)."""
+    attention = _grouped(text, qk_norm=bool(text.get("use_qk_norm", False)))
+    return replace(attention, norm_spans_heads=attention.qk_norm and text.get("qk_norm_type") == "per_layer")
 
 
 def _gpt_oss(text: Config, index: int) -> Attention:
@@ -189,6 +192,7 @@ def _qwen_experts(text: Config, index: int) -> Ffn:
         intermediate_size=_int(text, "moe_intermediate_size"),
         num_shared=1 if shared else 0,
         shared_intermediate_size=shared,
+        shared_gate=bool(shared),  # transformers' Qwen2MoeSparseMoeBlock: sigmoid(shared_expert_gate(x))
     )
 
 

@@ -7,7 +7,7 @@ E experts of which k serve a token.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from estimator.dtypes import WeightDtype
 from estimator.errors import require
@@ -19,7 +19,8 @@ class GroupedQueryAttention:
 
     `window_tokens` 0: every token sees all before it; else at most the last `window_tokens` (attention in chunks of
     that size sees up to its chunk's start, half as much on average in long contexts, and is counted as a window).
-    `output_gate`: a second query-sized projection gates the output.
+    `output_gate`: a second query-sized projection gates the output. `norm_spans_heads`: q/k norms divide by the mean
+    square over all heads, which tensor-parallel GPUs must sum first.
     """
 
     num_heads: int
@@ -29,6 +30,7 @@ class GroupedQueryAttention:
     bias: bool = False
     qk_norm: bool = False
     output_gate: bool = False
+    norm_spans_heads: bool = False
 
     def num_parameters(self, hidden_size: int) -> int:
         """h·d·(H·(2 + gate) + 2K), biases of query, key and value, two norms over d."""
@@ -114,13 +116,17 @@ class DenseFfn:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MoeFfn:
-    """`num_experts` gated experts behind a router, `top_k` per token, and `num_shared` experts that see every token."""
+    """`num_experts` gated experts behind a router, `top_k` per token, and `num_shared` experts that see every token.
+
+    `shared_gate`: a sigmoid of one more product, a single column wide, scales what the shared experts add.
+    """
 
     num_experts: int
     top_k: int
     intermediate_size: int
     num_shared: int = 0
     shared_intermediate_size: int = 0
+    shared_gate: bool = False
     bias: bool = False
 
     def __post_init__(self) -> None:
@@ -142,12 +148,20 @@ class MoeFfn:
 
     def _num_parameters(self, hidden_size: int, num_experts: int) -> int:
         expert = 3 * hidden_size * self.intermediate_size + (2 * self.intermediate_size + hidden_size) * self.bias
-        shared = 3 * hidden_size * self.shared_intermediate_size * self.num_shared
+        shared = 3 * hidden_size * self.shared_intermediate_size * self.num_shared + hidden_size * self.shared_gate
         return hidden_size * self.num_experts + num_experts * expert + shared
 
 
 Attention = GroupedQueryAttention | LatentAttention | GatedDeltaNet
 Ffn = DenseFfn | MoeFfn
+
+
+def _shared_routed(ffn: Ffn) -> Ffn:
+    """The block with shared experts of a routed one's width among the routed; as it is where widths differ."""
+    if not isinstance(ffn, MoeFfn) or ffn.shared_gate or ffn.shared_intermediate_size != ffn.intermediate_size:
+        return ffn
+    num_experts, top_k = ffn.num_experts + ffn.num_shared, ffn.top_k + ffn.num_shared
+    return replace(ffn, num_experts=num_experts, top_k=top_k, num_shared=0, shared_intermediate_size=0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -198,6 +212,11 @@ class ModelShape:
     def is_moe(self) -> bool:
         """Whether any layer has experts."""
         return any(isinstance(group.ffn, MoeFfn) for group in self.layers)
+
+    def with_shared_experts_routed(self) -> ModelShape:
+        """The same weights with every shared expert as one more routed one that each token visits."""
+        layers = tuple(replace(group, ffn=_shared_routed(group.ffn)) for group in self.layers)
+        return replace(self, layers=layers)
 
     @property
     def num_parameters(self) -> int:

@@ -60,6 +60,9 @@ __all__ = [
 ]
 
 
+FLOAT_BYTES = 4  # of a float32 number
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Layout:
     """What a layer's operators depend on beside the layer."""
@@ -265,6 +268,8 @@ def _grouped_operators(layout: _Layout, attention: GroupedQueryAttention) -> lis
     ]
     if attention.qk_norm:
         operators.append(Elementwise(name="qk_norm", bytes_per_token=rotated))
+    if attention.norm_spans_heads:
+        operators += _all_reduce("qk_norm", 2.0 * FLOAT_BYTES, layout.parallelism.tp)  # two sums of squares
     if attention.output_gate:
         operators.append(Elementwise(name="output_gate", bytes_per_token=3 * ACTIVATION_BYTES * queries))
     return operators
@@ -393,6 +398,11 @@ def _moe_operators(layout: _Layout, ffn: MoeFfn) -> list[Operator]:
             *_dense_operators(layout, shared, "shared"),
             Elementwise(name="shared_sum", bytes_per_token=3 * _row(layout.model)),
         ]
+        if ffn.shared_gate:
+            beside += [
+                Gemm(name="shared_gate", n=1, k=h, dtype="bf16"),
+                Elementwise(name="shared_scale", bytes_per_token=2 * _row(layout.model), count=2),
+            ]  # sigmoid, then product
         operators += [replace(op, role="shared") for op in beside if isinstance(op, Gemm | Elementwise)]
     return operators + _moe_collectives(layout, ffn)
 

@@ -24,7 +24,7 @@ from estimator.catalogue.models import load_model
 from estimator.catalogue.recipes import latent_out_of, recipe_of
 from estimator.drafting import DraftKernels, draft_kernels
 from estimator.dtypes import Dtypes, KvDtype, WeightDtype
-from estimator.engine import Engine, EngineCosts
+from estimator.engine import Engine, EngineCosts, KernelFusion
 from estimator.instance import BLOCK_TOKENS, EngineLimits, Instance
 from estimator.latency import Percentiles, summarise
 from estimator.measured_runs import METRICS, MeasuredRun, PoolLayout
@@ -43,6 +43,7 @@ from estimator.system import Collocated, System
 FALLBACK_REQUESTS = 4
 SHORTEST_FRAC, STATED_REQUESTS_PER_SLOT = 0.8, 10  # of InferenceMAX's lengths and loads
 EXPERT_TILE = 128
+NORM_FUSION_SINCE = {"vllm": (0, 16), "sglang": (0, 5, 9)}  # by default, engines.toml; TensorRT-LLM always has
 PATIENCE_S = 300.0  # aiohttp's default for a whole request, as inference-perf leaves it (openai_client.py, 2026-11-26)
 DEPLOYMENT_NOTE = "concurrency_ne_batch"  # of rows whose concurrency is not one instance's; how many there were is open
 SLOT_BOUND_ENGINE, SLOT_BOUND_SOURCE = "trtllm", "nvidia_internal_gap_analysis"
@@ -173,6 +174,7 @@ def _engine_of(run: MeasuredRun, engine: Engine) -> Engine:
         engine = replace(engine, memory=replace(engine.memory, utilisation_frac=share))
     if recipe.speculation is not None:
         engine = replace(engine, asynchronous=False)  # SGLang's EAGLE worker takes no overlapped schedule (0.5.9)
+    engine = replace(engine, fusion=_fusion_of(run, engine))
     if _is_early_vllm(run):
         engine = replace(engine, asynchronous=False, pads_experts=load_gpu(run.gpu).architecture == "hopper")
     return engine
@@ -186,11 +188,20 @@ def _is_early_vllm(run: MeasuredRun) -> bool:
     return run.engine == "vllm" and run.engine_version is not None and run.engine_version < (0, 14)
 
 
+def _fusion_of(run: MeasuredRun, engine: Engine) -> KernelFusion:
+    """The kernels that the run's version joined, or its script had it join."""
+    told, since = recipe_of(run).fuses_norms, NORM_FUSION_SINCE.get(run.engine)
+    early = since is not None and run.engine_version is not None and run.engine_version < since
+    if told is None:
+        return replace(engine.fusion, norm_tokens=0) if early else engine.fusion
+    return replace(engine.fusion, norm_tokens=told * engine.fusion.norm_tokens, norm_needs_experts=False)
+
+
 def _prepared_pool(run: MeasuredRun, pool: PoolLayout, engine: Engine) -> PreparedPool:
     engine = pool_engine(run, pool, engine)
     limits = pool_limits(run, pool, limits_of(run, engine))
     dtypes = Dtypes(weight=_weight_dtype(run), kv=kv_dtype_of(run), latent_out=latent_out_of(run))
-    parallelism = _possible(run.model, pool_parallelism(run, pool))
+    parallelism = _possible(run.model, pool_parallelism(run, pool), run.weight_dtype)
     if not recipe_of(run).attention_dp:
         parallelism = replace(parallelism, tp=parallelism.tp * parallelism.dp, dp=1)
     blocks, relaxed = _blocks(run, parallelism, dtypes, limits, engine)
@@ -199,7 +210,7 @@ def _prepared_pool(run: MeasuredRun, pool: PoolLayout, engine: Engine) -> Prepar
     if speculation is not None:
         drafts = draft_kernels(model, gpu, engine, parallelism, dtypes, limits, speculation)
     return PreparedPool(
-        kernels=_kernels(run.model, run.gpu, _experts_of(engine), parallelism, dtypes, limits),
+        kernels=_kernels(run.model, run.gpu, _kind_of(engine), parallelism, dtypes, limits),
         parallelism=parallelism,
         limits=limits,
         dtypes=dtypes,
@@ -253,31 +264,34 @@ def _instance(run: MeasuredRun, pool: PreparedPool, engine: Engine) -> Instance:
     )
 
 
-def _possible(model: str, parallelism: Parallelism) -> Parallelism:
-    """The layout, with whole experts where the row's split would leave less of one than a kernel's tile on a GPU.
+def _possible(model: str, parallelism: Parallelism, weight_dtype: str) -> Parallelism:
+    """The layout, with whole experts where the row's split of each would cut a block of 128 fp8 weights.
 
-    No engine splits so (fp8 blocks are 128 wide); those rows of wide decode pools name expert parallelism otherwise.
+    No engine starts so (vLLM's `Fp8MoEMethod.create_weights` and SGLang's raise where `intermediate_size_per_partition`
+    is no multiple of block_n); those rows name expert parallelism otherwise, or leave the scripts' `EP_SIZE` out.
     """
     widths = [group.ffn.intermediate_size for group in load_model(model).layers if isinstance(group.ffn, MoeFfn)]
-    if widths and min(widths) < EXPERT_TILE * parallelism.moe_tp:
+    blocks = weight_dtype == "fp8" and any(width % (EXPERT_TILE * parallelism.moe_tp) for width in widths)
+    if blocks or any(width < EXPERT_TILE * parallelism.moe_tp for width in widths):
         return replace(parallelism, ep=parallelism.tp * parallelism.dp)
     return parallelism
 
 
-Experts = tuple[str, bool, bool, bool]  # engine, and how it runs experts
+Kind = tuple[str, bool, bool, bool, KernelFusion]
 
 
-def _experts_of(engine: Engine) -> Experts:
-    return engine.name, engine.pads_experts, engine.power_law_routing, engine.deepep
+def _kind_of(engine: Engine) -> Kind:
+    """What an engine's kernels depend on: its name, how it runs experts, what it joins."""
+    return engine.name, engine.pads_experts, engine.power_law_routing, engine.deepep, engine.fusion
 
 
 @lru_cache(maxsize=1024)
 def _kernels(
-    model: str, gpu: str, experts: Experts, parallelism: Parallelism, dtypes: Dtypes, limits: EngineLimits
+    model: str, gpu: str, kind: Kind, parallelism: Parallelism, dtypes: Dtypes, limits: EngineLimits
 ) -> StepKernels:
     most_tokens = max(limits.max_num_batched_tokens, limits.max_num_seqs)
-    name, pads, power_law, deepep = experts
-    engine = replace(load_engine(name), pads_experts=pads, power_law_routing=power_law, deepep=deepep)
+    name, pads, power_law, deepep, fusion = kind
+    engine = replace(load_engine(name), pads_experts=pads, power_law_routing=power_law, deepep=deepep, fusion=fusion)
     return layout_kernels(load_model(model), load_gpu(gpu), engine, parallelism, dtypes, most_tokens)
 
 

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from estimator.attention_lines import AttentionLines, attention_lines
-from estimator.dtypes import WEIGHT_BYTES
+from estimator.dtypes import WEIGHT_BYTES, WeightDtype
 from estimator.experts import ExpertLayer
 from estimator.operators import (
     AllGather,
@@ -43,6 +43,7 @@ from estimator.timing import OperatorTiming
 FloatArray = NDArray[np.float64]
 Kind = Literal["gemm", "block_gemm", "moe", "block_moe", "mxfp4_moe", "link", "exchange", "elementwise", "attention"]
 EXPERT_KINDS: tuple[Kind, ...] = ("moe", "block_moe", "mxfp4_moe")
+QUANTISED: tuple[WeightDtype, ...] = ("fp8", "fp4")  # products whose activations are brought to the weights' format
 NVFP4_BYTES = WEIGHT_BYTES["fp4"]
 EXPERT_BLOCK = 128
 TokenOperator = Gemm | ExpertFfn | Elementwise | AllReduce | AllGather | AllToAll | StageTransfer
@@ -81,26 +82,28 @@ class TokenWork:
     """Kernels whose time depends on a step's tokens alone: seconds by kind, (num_points,) each, and how many there are.
 
     Matrix products and elementwise kernels are timed without their launches, which the engine's way of launching
-    decides; of the products `num_block_gemms` are scaled in blocks.
+    decides; of the products `num_quantised_gemms` take activations in
+    a format below bf16. `num_elementwise` depends on the step's tokens
+    where an all-reduce takes a norm along.
     """
 
     seconds: dict[Kind, FloatArray] = field(default_factory=dict)
     num_gemms: float = 0.0
-    num_block_gemms: float = 0.0
-    num_elementwise: float = 0.0
+    num_quantised_gemms: float = 0.0
+    num_elementwise: float | FloatArray = 0.0
 
     def of(self, kinds: tuple[Kind, ...]) -> TokenWork:
         """The kernels of some kinds alone, without launches."""
         return TokenWork(seconds={kind: seconds for kind, seconds in self.seconds.items() if kind in kinds})
 
-    def add(self, operator: Operator, kind: Kind, seconds: FloatArray) -> None:
-        """Add an operator's runs, `seconds` long together."""
+    def add(self, operator: Operator, kind: Kind, seconds: FloatArray, alone: float | FloatArray = 1.0) -> None:
+        """Add an operator's runs, `seconds` long together; `alone`: the share that no other kernel takes along."""
         self.seconds[kind] = self.seconds.get(kind, np.zeros_like(seconds)) + seconds
         if isinstance(operator, Gemm):
             self.num_gemms += operator.count
-            self.num_block_gemms += operator.count * (kind == "block_gemm")
+            self.num_quantised_gemms += operator.count * (operator.dtype in QUANTISED)
         elif isinstance(operator, Elementwise):
-            self.num_elementwise += operator.count
+            self.num_elementwise = self.num_elementwise + operator.count * alone
 
 
 @dataclass(slots=True, kw_only=True)
@@ -110,11 +113,12 @@ class StepKernels:
     `window_*` belong to windowed and top-k layers, which read at most `window_tokens` tokens a sequence.
     `prefill_launch_s` once a mixed step of that many tokens, `prefill_s_per_token` per new token. `shared`: the part
     of the body that shared experts take, beside routed ones. `num_expert_groups`: layers whose experts are divided
-    among groups of GPUs.
+    among groups of GPUs. `fused_norm_tokens`: in steps of up to so many tokens norms are part of their all-reduces.
     """
 
     tokens: FloatArray
     num_layers: float
+    fused_norm_tokens: int = 0
     body: TokenWork = field(default_factory=TokenWork)
     shared: TokenWork = field(default_factory=TokenWork)
     head: TokenWork = field(default_factory=TokenWork)
@@ -153,8 +157,9 @@ class StepKernels:
         if is_head(operator):
             self.head.add(operator, kind, operator.count * seconds)
             return
-        unlaunched_s = operator.count * (seconds - launch_s)
-        self.body.add(operator, kind, unlaunched_s)
+        alone = np.where(self.tokens <= self.fused_norm_tokens, 0.0, 1.0) if operator.name == "norm" else 1.0
+        unlaunched_s = operator.count * (seconds - launch_s) * alone
+        self.body.add(operator, kind, unlaunched_s, alone)
         if isinstance(operator, Gemm | Elementwise) and operator.role == "shared":
             self.shared.add(operator, kind, unlaunched_s)
         if isinstance(operator, ExpertFfn) and operator.ep > 1:
@@ -170,15 +175,18 @@ def step_kernels(  # noqa: PLR0913  what a stage runs, on what, how divided and 
     power_law: bool,
     block_scaled: bool,
     pads_experts: bool = False,
+    fused_norm_tokens: int = 0,
 ) -> StepKernels:
     """Time every operator on the grid and add equal kinds up; `block_scaled`: fp8 weights are scaled in blocks.
 
-    `pads_experts`: every block-scaled expert fills a tile of rows, chosen or not.
+    `pads_experts`: every block-scaled expert fills a tile of rows, chosen or not. `fused_norm_tokens`: steps of up to
+    so many tokens run no norm of their own.
     """
     zeros = np.zeros_like(tokens)
     kernels = StepKernels(
         tokens=tokens,
         num_layers=num_layers,
+        fused_norm_tokens=fused_norm_tokens,
         decode_launch_s=zeros,
         read_s_per_token=zeros,
         window_read_s_per_token=zeros,

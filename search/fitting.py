@@ -101,9 +101,10 @@ class Replayer:
 
 
 def fitted(runs: Sequence[MeasuredRun], replayer: Replayer) -> tuple[Problem, Fit]:
-    """The fit on all runs; `runs` are those of the replayer's file."""
+    """The fit on all runs, from the bundled card on; `runs` are those of the replayer's file."""
     problem = Problem.of(runs, replayer.latencies_ms)
-    return problem, fit(problem)
+    bundled = {(engine, gpu): load_engine(engine).costs_on(gpu) for engine, gpu in problem.design.keys}
+    return problem, fit(problem, start=bundled)
 
 
 def fitted_answers(runs: Sequence[MeasuredRun], replayer: Replayer, problem: Problem, full: Fit) -> list[Answer]:

@@ -75,6 +75,7 @@ def test_grid_is_close_to_full_evaluation() -> None:
         num_layers=80,
         power_law=engine.power_law_routing,
         block_scaled=False,
+        fused_norm_tokens=engine.fusion.norm_tokens_of(model, "hopper", layout),
     )
     exact = step_cost_of(full, engine, "hopper", LIMITS).mixed_s[1:]
     error = np.abs(instance.cost.mixed_s[1:] / exact - 1)
@@ -220,7 +221,7 @@ def test_small_steps_with_prompts_replay_graphs() -> None:
 
 def test_a_second_stream_hides_shared_experts() -> None:
     """With all of them hidden a decode step is as long as one without shared experts; mixed steps keep theirs."""
-    shape, gpu, engine = load_model("deepseek-ai/DeepSeek-R1"), load_gpu("h200_sxm"), load_engine("sglang")
+    shape, gpu, engine = load_model("deepseek-ai/DeepSeek-R1"), load_gpu("b200_sxm"), load_engine("sglang")
     bare = replace(
         shape,
         layers=tuple(
@@ -236,11 +237,68 @@ def test_a_second_stream_hides_shared_experts() -> None:
     assert np.all(with_shared.mixed_s[1:] > without.mixed_s[1:])
 
 
-def test_only_block_scaled_products_quantise_their_activations() -> None:
-    """λ_q lengthens a step of block-scaled fp8 by the number of its products, and no step of bf16."""
-    shape, gpu, engine = load_model("Qwen/Qwen3-235B-A22B"), load_gpu("h200_sxm"), load_engine("vllm")
-    for dtype, num in (("fp8", 2 * 94), ("bf16", 0)):
+@pytest.mark.parametrize(("model", "per_layer"), [("Qwen/Qwen3-235B-A22B", 2), ("meta-llama/Llama-3.1-70B", 4)])
+def test_products_of_fp8_and_fp4_quantise_their_activations(model: str, per_layer: int) -> None:
+    """λ_q lengthens a step of fp8 or fp4 by the number of its products, and no step of bf16."""
+    shape, gpu, engine = load_model(model), load_gpu("b200_sxm"), load_engine("vllm")
+    num_products = per_layer * shape.num_layers
+    for dtype, num in (("fp8", num_products), ("fp4", num_products), ("bf16", 0)):
         dtypes = Dtypes(weight=dtype, kv="fp8")  # type: ignore[arg-type]
         kernels = layout_kernels(shape, gpu, engine, Parallelism(tp=4), dtypes, 8192)
         slow, fast = (step_cost(kernels, EngineCosts(quantise_launch_s=s), LIMITS).decode_s for s in (3e-6, 1e-6))
         np.testing.assert_allclose(slow - fast, 2e-6 * num, rtol=1e-9, atol=1e-15)
+
+
+def test_norms_that_all_reduces_take_along_cost_nothing_up_to_their_limit() -> None:
+    """Two norms a layer and the last are gone from steps of up to 2,048 tokens, and longer steps keep them."""
+    shape, gpu, engine = load_model("Qwen/Qwen3-235B-A22B"), load_gpu("h200_sxm"), load_engine("sglang")
+    alone = replace(engine, fusion=replace(engine.fusion, norm_tokens=0))
+    layout, dtypes, costs = Parallelism(tp=4), Dtypes(weight="fp8", kv="fp8"), EngineCosts(elementwise_launch_s=4e-6)
+    fused, unfused = (
+        step_cost(layout_kernels(shape, gpu, one, layout, dtypes, 8192), costs, LIMITS) for one in (engine, alone)
+    )
+    assert np.all(unfused.decode_s[1:] - fused.decode_s[1:] >= (2 * 94 + 1) * 4e-6 * (1 - 1e-9))
+    assert unfused.mixed_s[2048] > fused.mixed_s[2048]
+    assert unfused.mixed_s[8192] == fused.mixed_s[8192]
+
+
+@pytest.mark.parametrize(
+    ("model", "layout", "gpu", "tokens"),
+    [
+        ("meta-llama/Llama-3.1-70B", Parallelism(tp=4), "h200_sxm", 0),  # dense
+        ("Qwen/Qwen3-235B-A22B", Parallelism(), "h200_sxm", 0),  # nothing to reduce
+        ("Qwen/Qwen3-235B-A22B", Parallelism(tp=2, dp=2), "h200_sxm", 0),  # ranks of attention
+        ("Qwen/Qwen3-235B-A22B", Parallelism(tp=4), "a100_sxm", 0),  # no such kernel
+        ("Qwen/Qwen3-235B-A22B", Parallelism(tp=4), "h200_sxm", 2048),
+    ],
+)
+def test_sglang_joins_norms_where_its_server_switches_it_on(
+    model: str, layout: Parallelism, gpu: str, tokens: int
+) -> None:
+    """In models with experts, over tensor-parallel GPUs of Hopper and Blackwell, without ranks of attention."""
+    fusion, architecture = load_engine("sglang").fusion, load_gpu(gpu).architecture
+    assert fusion.norm_tokens_of(load_model(model), architecture, layout) == tokens
+
+
+@pytest.mark.parametrize(
+    ("model", "engine", "gpu", "layout", "routed"),
+    [
+        ("deepseek-ai/DeepSeek-R1", "sglang", "h200_sxm", Parallelism(tp=8), (257, 9, 0)),
+        ("deepseek-ai/DeepSeek-R1", "sglang", "h200_sxm", Parallelism(tp=8, ep=8), (256, 8, 1)),
+        ("deepseek-ai/DeepSeek-R1", "sglang", "b200_sxm", Parallelism(tp=8), (256, 8, 1)),
+        ("deepseek-ai/DeepSeek-R1", "vllm", "h200_sxm", Parallelism(tp=8), (256, 8, 1)),
+        ("moonshotai/Kimi-K2.5", "sglang", "h200_sxm", Parallelism(tp=8), (384, 8, 1)),
+        ("Qwen/Qwen3.5-397B-A17B", "sglang", "h200_sxm", Parallelism(tp=8), (512, 10, 1)),
+    ],
+)
+def test_sglang_routes_to_the_shared_expert_as_to_one_more(
+    model: str, engine: str, gpu: str, layout: Parallelism, routed: tuple[int, int, int]
+) -> None:
+    """256 experts and a shared one run as 257 of which nine serve a token; elsewhere it stays beside them."""
+    shape = load_model(model)
+    served = load_engine(engine).fusion.shape_of(shape, load_gpu(gpu).architecture, layout)
+    ffn = served.layers[-1].ffn
+    assert isinstance(ffn, MoeFfn)
+    assert (ffn.num_experts, ffn.top_k, ffn.num_shared) == routed
+    expert = 3 * shape.hidden_size * ffn.intermediate_size
+    assert served.num_parameters - shape.num_parameters < expert  # the router's columns alone

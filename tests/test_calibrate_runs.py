@@ -32,6 +32,7 @@ from estimator.catalogue.models import load_model
 from estimator.catalogue.recipes import family_of, recipe_of
 from estimator.engine import COST_BOUNDS, EngineCosts
 from estimator.measured_runs import MeasuredRun, read_runs
+from estimator.parallelism import Parallelism
 from estimator.replay import answer, kv_dtype_of, limits_of, prepare
 
 
@@ -63,6 +64,17 @@ def test_shifts_add_up_over_all_engine_and_architecture() -> None:
     moved = design.positions(shifts)[:, 0] - position_of(EngineCosts())[0]
     # order: all, sglang, vllm, (sglang, hopper), (vllm, blackwell), (vllm, hopper)
     np.testing.assert_allclose(moved, [1 + 2 + 8, 1 + 4 + 16, 1 + 4 + 32])
+
+
+def test_costs_give_their_shifts_back() -> None:
+    """Shifts that are worked out from costs give these costs, and those of the defaults are zero."""
+    design = Design.of([("vllm", "hopper"), ("vllm", "blackwell"), ("sglang", "hopper")])
+    drawn = np.random.default_rng(3).normal(size=design.std.shape) * design.std
+    costs = design.costs(drawn)
+    again = design.shifts_of(costs)
+    np.testing.assert_allclose(design.positions(again), design.positions(drawn), atol=1e-6)
+    assert np.sum((again / design.std) ** 2) <= np.sum((drawn / design.std) ** 2)
+    assert np.all(design.shifts_of(dict.fromkeys(design.keys, EngineCosts())) == 0)
 
 
 def small_problem(runs: list[MeasuredRun], truth: EngineCosts | None = None) -> Problem:
@@ -119,6 +131,56 @@ def test_recipes_fill_what_rows_leave_open(runs: list[MeasuredRun]) -> None:
     seen = {r.gpu: (limits_of(r, load_engine(r.engine)).max_num_batched_tokens, kv_dtype_of(r)) for r in mine}
     assert seen == {"b200_sxm": (20_000, "fp8"), "h200_sxm": (20_000, "bf16")}
     assert {recipe_of(r).max_num_seqs for r in mine if r.gpu == "b200_sxm"} == {512}
+
+
+@pytest.mark.shared
+def test_scripts_and_versions_say_what_norms_join(runs: list[MeasuredRun]) -> None:
+    """The scripts of vLLM fuse norms for Llama-3.1-70B on B200 and not on H200; later versions do so of themselves, as
+    do TensorRT-LLM's models; SGLang's Qwen3.5 does where its script says so, on H200 and for bf16."""
+    joined: dict[tuple[str, str, str, str], set[bool]] = {}
+    for run in runs:
+        if run.mode == "collocated":
+            key = run.model.split("/")[1], run.gpu, run.engine, run.weight_dtype
+            joined.setdefault(key, set()).add(prepare(run).engine.fusion.norm_tokens > 0)
+    assert joined["Llama-3.1-70B", "b200_sxm", "vllm", "fp8"] == {True}
+    assert joined["Llama-3.1-70B", "h200_sxm", "vllm", "fp8"] == {False}
+    assert joined["MiniMax-M2.5", "b300_sxm", "vllm", "fp8"] == {True}  # 0.19
+    assert joined["Qwen3-32B", "h100_sxm", "vllm", "bf16"] == {False}  # 0.12
+    assert joined["Llama-3.1-70B", "h200_sxm", "trtllm", "fp8"] == {True}
+    assert joined["Qwen3.5-397B-A17B", "h200_sxm", "sglang", "fp8"] == {True}
+    assert joined["Qwen3.5-397B-A17B", "b200_sxm", "sglang", "fp8"] == {False}
+    assert joined["Qwen3.5-397B-A17B", "b200_sxm", "sglang", "bf16"] == {True}
+
+
+@pytest.mark.shared
+def test_bursts_wait_for_kernels_that_are_compiled_when_they_first_run(runs: list[MeasuredRun]) -> None:
+    """Fresh servers of SGLang do; of TensorRT-LLM those alone whose experts are Triton's, of vLLM those on Hopper with
+    experts and those on Blackwell before 0.19."""
+    cold = {
+        (r.model.split("/")[1], r.gpu, r.engine) for r in runs if r.mode == "collocated" and recipe_of(r).starts_cold
+    }
+    assert {key for key in cold if key[2] == "trtllm"} == {("gpt-oss-120b", "h200_sxm", "trtllm")}
+    assert {key for key in cold if key[2] == "vllm"} == {
+        ("MiniMax-M2.5", "h200_sxm", "vllm"),
+        ("Kimi-K2.5", "b200_sxm", "vllm"),
+        ("Kimi-K2.5", "b300_sxm", "vllm"),
+        ("MiniMax-M2.5", "b300_sxm", "vllm"),  # a nightly build, whose number nobody states
+        ("Llama-3.1-70B", "b200_sxm", "vllm"),
+    }
+    assert {key[0] for key in cold if key[2] == "sglang"} == {"DeepSeek-R1", "GLM-5", "Qwen3.5-397B-A17B"}
+
+
+@pytest.mark.shared
+def test_no_gpu_holds_a_part_of_a_block_of_an_expert(runs: list[MeasuredRun]) -> None:
+    """Experts of 1,536 columns in fp8 blocks of 128 divide over four GPUs; over eight, 192 each, they go whole."""
+    mine = {
+        (r.pools[0].parallelism.tp, r.weight_dtype): prepare(r).pools[0].parallelism
+        for r in runs
+        if r.model.endswith("MiniMax-M2.5") and r.pools[0].parallelism.dp == 1
+    }
+    assert mine[4, "fp8"] == Parallelism(tp=4)
+    assert mine[8, "fp8"] == Parallelism(tp=8, ep=8)
+    assert mine[8, "fp4"] == Parallelism(tp=8)  # scaled by 16
 
 
 @pytest.mark.shared

@@ -111,7 +111,7 @@ def test_hybrid_by_hand() -> None:
     channels = 2 * 16 * 128 + 64 * 128
     delta = 4096 * (channels + 2 * 8192 + 2 * 64) + 4 * channels + 2 * 64 + 128
     full = 4096 * (2 * 32 + 2 * 2) * 256 + 32 * 256 * 4096 + 2 * 256
-    experts = 4096 * 512 + 513 * 3 * 4096 * 1024
+    experts = 4096 * 512 + 513 * 3 * 4096 * 1024 + 4096  # and the shared one's gate
     body = 45 * delta + 15 * full + 60 * (experts + 2 * 4096) + 4096
     assert load_model("qwen3.5-397b-a17b").num_parameters == 2 * 248320 * 4096 + body
 

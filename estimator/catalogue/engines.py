@@ -9,7 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from estimator.engine import Engine, EngineCosts, LayoutSupport
+from estimator.engine import Engine, EngineCosts, KernelFusion, LayoutSupport
 from estimator.errors import require
 from estimator.instance import EngineLimits
 from estimator.memory import MemoryPolicy
@@ -58,8 +58,14 @@ def load_engine(name: str) -> Engine:
         power_law_routing=card["power_law_routing"],
         asynchronous=card["asynchronous"],
         mixed_graph_tokens=card.get("mixed_graph_tokens", 0),
+        fusion=_fusion(card["fusion"]),
         support=LayoutSupport(**card["support"]),
         costs={"": EngineCosts(), **costs},
         source=card["source"],
         date=card["date"],
     )
+
+
+def _fusion(card: dict[str, Any]) -> KernelFusion:
+    values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in card.items()}
+    return KernelFusion(**values)

@@ -37,6 +37,7 @@ class Recipe:
     wait_steps: int = 0
     speculation: Speculation | None = None
     output_s_per_token: float = 0.0
+    fuses_norms: bool | None = None
     attention_dp: bool = True  # attention is divided among ranks where the row says so
     tuning_s: float = 0.0  # the server stands still so long before its first full step of prompts
 
@@ -98,12 +99,12 @@ def recipe_of(run: MeasuredRun) -> Recipe:
         max_num_seqs=run.concurrency if max_num_seqs == 0 else max_num_seqs,
         memory_utilisation_frac=found.get("memory_utilisation_frac"),
         policy=found.get("policy"),
-        starts_cold=found.get("inferencemax_load", False)
-        or any(source in run.source for source in _card()["cold_sources"]),
+        starts_cold=_starts_cold(run, repeats=found.get("inferencemax_load", False)),
         inferencemax_load=found.get("inferencemax_load", False),
         poll_steps=found.get("poll_steps", [1, 1])[(run.concurrency or 0) >= BUSY_CONCURRENCY],
         wait_steps=found.get("wait_steps", 0),
         output_s_per_token=found.get("output_s_per_token", 0.0),
+        fuses_norms=found.get("fuses_norms"),
         attention_dp=found.get("attention_dp", True),
         tuning_s=found.get("tuning_s", 0.0),
         speculation=drafts and Speculation(draft_tokens=drafts, acceptance=found["acceptance"]),
@@ -116,12 +117,20 @@ def latent_out_of(run: MeasuredRun) -> WeightDtype | None:
     return "fp4" if is_fp4 and family_of(load_model(run.model)) == "latent" else None
 
 
+def _starts_cold(run: MeasuredRun, *, repeats: bool) -> bool:
+    """Whether the burst meets a fresh server that compiles kernels when they first run; `repeats` such a row."""
+    card, facts = _card(), _facts(run)
+    fresh = repeats or any(source in run.source for source in card["cold_sources"])
+    return fresh and any(_fits({"source": "", **entry}, facts) for entry in card["cold"])
+
+
 def _fits(entry: dict[str, Any], facts: dict[str, Any]) -> bool:
     return (
         entry["source"] in facts["source"]
         and facts["mode"] == "collocated"
         and facts["version"] >= tuple(entry.get("since", ()))
         and not (entry.get("unversioned", False) and facts["version"])
+        and ("before" not in entry or facts["version"] < tuple(entry["before"]))
         and ("note_lacks" not in entry or entry["note_lacks"] not in facts["note"])
         and all(entry[name] == facts[name] for name in ("engine", "architecture", "isl", "osl", "ep") if name in entry)
         and all(facts[name] in entry[name] for name in ("family", "weight", "tp") if name in entry)

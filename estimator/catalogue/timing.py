@@ -56,6 +56,9 @@ SISTER_KINDS: Mapping[str, str] = {
     "context_attention_windowed": "context_attention",
     "generation_attention_windowed": "generation_attention",
 }
+NOT_SERVED = {("sglang", "hopper", "latent_context_attention")}
+# op_context_mla of SGLang on Hopper is FlashAttention 3 over absorbed heads, 3 times as long; its servers expand keys
+# and values of fresh prompts (AttnForwardMethod.MHA in models/deepseek_v2.py, 0.4.6 to 0.5.9), as vLLM's kernel does
 ENGINES = ("vllm", "sglang", "trtllm")
 LIBRARIES = ("deepep", "nccl")  # exchanges of tokens and collectives that every engine may use, the better one first
 DEEPEP_KINDS = ("dispatch", "combine")
@@ -120,7 +123,7 @@ def _resolved(gpu_name: str, architecture: str, engine: str) -> dict[tuple[str, 
     for card_name, card_engine in sources:
         tier: Tier = "fitted" if card_name == gpu_name and card_engine in (engine, *LIBRARIES) else "borrowed"
         for (of_engine, kind, dtype), fitted in _card(card_name).items():
-            if of_engine != card_engine:
+            if of_engine != card_engine or (of_engine == engine and (engine, architecture, kind) in NOT_SERVED):
                 continue
             key = (f"nccl:{kind}" if card_engine == "nccl" and kind == "all_reduce" else kind, dtype)
             curves.setdefault(key, replace(fitted, tier=tier))
