@@ -8,12 +8,13 @@
 | τ(n) | time of a step with n decoding sequences and its share of prefill |
 
 A request takes of the instance x(n) = (d/n)·(decode(n) + g_n(p)) + c·P, where decode(n) is a pure decode step of n
-sequences of mean context, p = n·I/d prompt tokens go with it on average, and g_n(p) is the least that they can add: on
-the lower convex hull of what steps of so many prompt tokens add, for steps may differ, or in steps of their own. The
-rate is at most 1/min x(n) over the n that fit (sequences, KV blocks). With a TPOT limit L the mean step τ(n) = n·x(n)/d
-may be a·L at most; over pp stages, through which every token goes, pp such steps and the hops. Mean contexts stand for
-their distribution and waiting is left out: the answer is an estimate from above, which the search checks by simulation
-on both sides.
+sequences of mean context, p = n·I/d prompt tokens go with it on average, and g_n(p) is the least that they add. A step
+with a prompt has all of it, or as much as fits: m = max(p, min(I, room)) tokens, so that g_n(p) = (p/m)·h(m), with h
+the lower convex hull of what steps of so many prompt tokens add (Jensen), or less in steps of their own. The rate is at
+most 1/min x(n) over the n that fit (sequences, KV blocks). With a TPOT limit L the mean step τ(n) = n·x(n)/d, less what
+a sequence's own prompt adds, may be a·L at most; over pp stages, through which every token goes, pp such steps and the
+hops. Mean contexts stand for their distribution and waiting is left out: the answer is an estimate from above, which
+the search checks by simulation on both sides.
 """
 
 from __future__ import annotations
@@ -128,8 +129,12 @@ def instance_rate_req_s(
     request_s = num_steps * decode_s / num_seqs
     if prefill:
         per_step = np.asarray(mean.computed_tokens * num_seqs / num_steps, dtype=np.float64)
-        request_s = request_s + _added_s(instance, num_seqs, per_step) * num_steps / num_seqs + attention_s
-    step_s = instance.parallelism.pp * request_s * num_seqs / num_steps + hops_s(instance)
+        added_s = _added_s(instance, num_seqs, per_step, mean.computed_tokens)
+        request_s = request_s + added_s * num_steps / num_seqs + attention_s
+    others_s = (request_s * num_seqs / num_steps - decode_s) * (
+        1.0 - 1.0 / num_seqs
+    )  # nobody decodes in its own prompt
+    step_s = instance.parallelism.pp * (decode_s + others_s) + hops_s(instance)
     within = step_s <= tpot_s * cost.accepted_tokens_per_step
     return ranks / float(request_s[within].min()) if within.any() else 0.0
 
@@ -190,8 +195,8 @@ def _own_step_s_per_token(instance: Instance) -> float:
     return float((instance.cost.mixed_s[chunks] / chunks).min())
 
 
-def _added_s(instance: Instance, num_seqs: NDArray[np.int64], per_step: FloatArray) -> FloatArray:
-    """g_n(p), (len(num_seqs),) s: least mean time that `per_step` prompt tokens add to steps of n decoding sequences.
+def _added_s(instance: Instance, num_seqs: NDArray[np.int64], per_step: FloatArray, prompt_tokens: float) -> FloatArray:
+    """g_n(p), (len(num_seqs),) s: least mean time that p = `per_step` prompt tokens add to a step of n sequences.
 
     Along the hull from no tokens on (gift wrapping: always the flattest line to a larger step), for all n at once; past
     the largest step, and in general at most, at the least cost of a token in steps of its own.
@@ -204,14 +209,16 @@ def _added_s(instance: Instance, num_seqs: NDArray[np.int64], per_step: FloatArr
     added_s = np.maximum(cost.mixed_s[np.minimum(tokens, len(cost.mixed_s) - 1)] + heads_s, 0.0)
     added_s[~is_step] = np.inf
     added_s[:, 0] = 0.0
-    hull_s, rows, at = own_s * per_step, np.arange(len(num_seqs)), np.zeros(len(num_seqs), np.int64)
+    room = np.where(is_step, chunks, 0).max(axis=1)
+    width = np.maximum(np.maximum(per_step, np.minimum(prompt_tokens, room)), 1e-9)  # m
+    hull_s, rows, at = own_s * width, np.arange(len(num_seqs)), np.zeros(len(num_seqs), np.int64)
     while len(rows) > 0:
         wider = chunks - chunks[at][:, None]
         slopes = np.where(wider > 0, (added_s[rows] - added_s[rows, at][:, None]) / np.maximum(wider, 1), np.inf)
         after = slopes.argmin(axis=1)
         slope = np.minimum(slopes[np.arange(len(rows)), after], own_s)
-        reached_s = added_s[rows, at] + slope * (per_step[rows] - chunks[at])
-        goes_on = (chunks[after] < per_step[rows]) & (slope < own_s)
+        reached_s = added_s[rows, at] + slope * (width[rows] - chunks[at])
+        goes_on = (chunks[after] < width[rows]) & (slope < own_s)
         hull_s[rows] = np.minimum(hull_s[rows], np.where(goes_on, np.inf, reached_s))
         rows, at = rows[goes_on], after[goes_on]
-    return hull_s
+    return np.asarray(hull_s * per_step / width, dtype=np.float64)

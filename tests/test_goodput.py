@@ -273,9 +273,9 @@ def test_instance_rate_by_hand() -> None:
 
 
 def test_prompts_add_what_their_share_of_a_step_costs() -> None:
-    """One seat, 100 steps of 10 ms and 1,000 prompt tokens: 10 a step, of which 8 go unnoticed, 1 ms each beyond.
+    """One seat, 100 steps of 10 ms and 1,000 prompt tokens, 16 of which fill a step: 8 go unnoticed, 1 ms each beyond.
 
-    Steps alike take 12 ms; with 8 tokens free at 0 and 16 tokens at 8 ms nothing below that is reached by mixing steps.
+    62.5 of the steps have 16 prompt tokens and take 8 ms more.
     """
     tokens = np.arange(18)
     cost = replace(
@@ -291,7 +291,7 @@ def test_prompts_add_what_their_share_of_a_step_costs() -> None:
     requests = Workload(lengths=FixedLengths(input_tokens=1000, output_tokens=101), arrivals=PoissonArrivals()).draw(
         1.0, 10, 0
     )
-    assert instance_rate_req_s(one, MeanRequest.of(requests, 0)) == pytest.approx(1.0 / (100 * 0.012))
+    assert instance_rate_req_s(one, MeanRequest.of(requests, 0)) == pytest.approx(1.0 / (100 * 0.010 + 62.5 * 0.008))
 
 
 @pytest.mark.slow
