@@ -24,7 +24,7 @@ from estimator.calibrate_groups import (
 )
 from estimator.catalogue.gpus import load_gpu
 from estimator.hardware import Gpu
-from estimator.roofline import ElementwiseCurve, FloatArray, RecurrentCurve
+from estimator.roofline import ElementwiseCurve, FloatArray, RankingCurve, RecurrentCurve
 from estimator.shapes import (
     delta_net_bytes_per_seq,
     delta_net_bytes_per_token,
@@ -36,17 +36,18 @@ from estimator.work import INDEX_KEY_BYTES
 MOST_HEADS = 64
 MOST_GROUP = 16  # query heads per key/value head of grouped models (Llama-3.1-405B, Qwen3-235B)
 HEADS = ("num_heads", "num_key_value_heads", "head_dim")
-NO_WINDOW = frozenset(("outside_frac",))
-NOT_CACHED = frozenset(("cache_bytes", "cache_frac"))
+NO_WINDOW = frozenset(("outside_frac", "window_pad"))
 LATENT_LAUNCH = {"launch_s": 14e-6}  # of latent kernels in the tables that a graph launched, where the host hides it
 HOST_HIDES = LATENT_LAUNCH | {
-    "block_tokens": 100.0,
+    "block_s": 0.5e-6,
     "fill_s": 0.0,
     "fill_bytes": 40e6,
+    "join_s": 0.0,
     "cache_bytes": 0.0,
     "cache_frac": 1.5,
 }
-ONE_LATENT = NO_WINDOW | {"lone_s", "lone_frac"}  # all heads share it
+ONE_WIDTH = frozenset(("wide_frac",))
+ONE_LATENT = NO_WINDOW | ONE_WIDTH | {"lone_s", "lone_frac", "key_dims"}  # all heads share it
 
 
 def _windowed(table: pd.DataFrame) -> pd.DataFrame:
@@ -54,10 +55,15 @@ def _windowed(table: pd.DataFrame) -> pd.DataFrame:
     return table.assign(window_size=window, windowed=np.where(window > 0, "_windowed", ""))
 
 
+def _whole_groups(table: pd.DataFrame) -> pd.Series:
+    """Rows whose key/value heads each serve equally many query heads."""
+    return table["num_heads"] % table["num_key_value_heads"] == 0
+
+
 def context(folder: Path) -> Iterator[Group]:
     table = _windowed(pd.read_parquet(folder / "op_context_attention.parquet"))
     table = table[table["isl"] * table["batch_size"] >= 64]
-    table = table[table["isl"] >= 64]
+    table = table[(table["isl"] >= 64) & _whole_groups(table)]
     for rows in by_columns(table, "gpu", "backend", "kv_cache_dtype", "windowed"):
         fp8 = rows[rows["attn_dtype"] == "fp8"]
         newest = rows["version"] == max(rows["version"].unique(), key=version_key)
@@ -104,7 +110,7 @@ def _prefill_s(curve: PrefillCurve, gpu: Gpu, x: Rows, heads: HeadShape) -> Floa
 def generation(folder: Path) -> Iterator[Group]:
     table = _windowed(pd.read_parquet(folder / "op_generation_attention.parquet"))
     table = table[(table["step"] >= 127) & (table["num_heads"] <= MOST_HEADS)]
-    table = table[table["num_heads"] <= MOST_GROUP * table["num_key_value_heads"]]
+    table = table[(table["num_heads"] <= MOST_GROUP * table["num_key_value_heads"]) & _whole_groups(table)]
     for rows in by_columns(table, "gpu", "backend", "kv_cache_dtype", "windowed"):
         dtype = KV_DTYPES[str(rows["kv_cache_dtype"].iloc[0])]
 
@@ -159,7 +165,7 @@ def latent(folder: Path) -> Iterator[Group]:
                 else:
                     newest = newest_rows(whole)
                 given = LATENT_LAUNCH if expanded else HOST_HIDES
-            curve, fixed = (PrefillCurve, frozenset[str]()) if expanded else (DecodeCurve, ONE_LATENT)
+            curve, fixed = (PrefillCurve, ONE_WIDTH) if expanded else (DecodeCurve, ONE_LATENT)
             yield from group_of(kind, dtype, newest, curve, predict, shape=("num_heads",), fixed=fixed, given=given)
 
 
@@ -194,10 +200,11 @@ def index(folder: Path) -> Iterator[Group]:
     longer = longer.assign(latency_us=longer["latency_us"] - longer["picked_us"])
     for rows in by_columns(longer, "gpu", "backend"):
 
-        def predict(curve: ElementwiseCurve, gpu: Gpu, x: Rows) -> FloatArray:
-            return curve.seconds(gpu, x["batch_size"] * (x["step"] + 1.0) * INDEX_KEY_BYTES)
+        def predict(curve: RankingCurve, gpu: Gpu, x: Rows) -> FloatArray:
+            per_token = curve.s_per_token(gpu, x["batch_size"], INDEX_KEY_BYTES)
+            return curve.launch_s + x["batch_size"] * (x["step"] + 1.0) * per_token
 
-        yield from group_of("index_generation", "fp8", newest_rows(rows), ElementwiseCurve, predict, fixed=NOT_CACHED)
+        yield from group_of("index_generation", "fp8", newest_rows(rows), RankingCurve, predict)
 
 
 def delta_nets(folder: Path) -> Iterator[Group]:
@@ -219,8 +226,7 @@ def delta_nets(folder: Path) -> Iterator[Group]:
         def predict(curve: ElementwiseCurve | RecurrentCurve, gpu: Gpu, x: Rows) -> FloatArray:
             heads = (x["num_k_heads"], x["num_v_heads"], 128.0, 128.0, 4.0)
             if isinstance(curve, RecurrentCurve):
-                per_token = np.asarray(delta_net_bytes_per_token(*heads))
-                return curve.measured_s(gpu, x["batch_size"], x["seq_len"], per_token)
+                return curve.measured_s(gpu, x["batch_size"], x["seq_len"], delta_net_bytes_per_token(*heads))
             return curve.measured_s(gpu, x["batch_size"] * delta_net_bytes_per_seq(*heads))
 
         curve = RecurrentCurve if phase == "context" else ElementwiseCurve

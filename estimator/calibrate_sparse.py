@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from estimator.attention import DecodeCurve, PrefillCurve
-from estimator.calibrate_attention import ONE_LATENT
+from estimator.calibrate_attention import ONE_LATENT, ONE_WIDTH
 from estimator.calibrate_groups import (
     HOST_BOUND_S,
     KV_DTYPES,
@@ -48,6 +48,7 @@ SHORTEST_TOKENS = 4096
 NOT_MEASURED = ONE_LATENT | {
     "fill_s",
     "fill_bytes",
+    "join_s",
     "cache_bytes",
     "cache_frac",
 }  # one length of context
@@ -94,7 +95,7 @@ def _group(phase: str, rows: pd.DataFrame) -> Iterator[Group]:
         prefill_s if is_prefill else decode_s,
         shape=("num_heads",),
         prepare=partial(_others, timing=timing, is_prefill=is_prefill),
-        fixed=frozenset() if is_prefill else NOT_MEASURED,
+        fixed=ONE_WIDTH if is_prefill else NOT_MEASURED,
     )
 
 

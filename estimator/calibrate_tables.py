@@ -2,9 +2,9 @@
 
 Tables are `op_*.parquet` of ai-dynamo/aiconfigurator (Apache-2.0), August 2026; `message_size` counts elements of two
 bytes, heads are per GPU, `step` + 1 tokens are cached. Rows outside of what serving does are left out: products with
-n or k under 128, prefill of under 64 tokens, decode over under 128 cached tokens, with over 64 heads per GPU or over 16
-query heads per key/value head. Products and experts are read here, the rest in `calibrate_attention` and
-`calibrate_links`.
+n or k under 128 or k over 32,768, prefill of under 64 tokens, decode over under 128 cached tokens, with over 64 heads
+per GPU or over 16 query heads per key/value head, query heads that key/value heads do not divide. Products and experts
+are read here, the rest in `calibrate_attention` and `calibrate_links`.
 """
 
 from __future__ import annotations
@@ -67,9 +67,8 @@ def measured_groups(measured_dir: Path, kinds: frozenset[str] = frozenset()) -> 
 
 def _gemms(folder: Path) -> Iterator[Group]:
     table = pd.read_parquet(folder / "op_gemm.parquet")
-    table = table[
-        table["gemm_dtype"].isin(list(GEMM_DTYPES)) & (table["m"] >= 1) & (table["n"] >= 128) & (table["k"] >= 128)
-    ]
+    table = table[table["gemm_dtype"].isin(list(GEMM_DTYPES)) & (table["m"] >= 1)]
+    table = table[(table["n"] >= 128) & table["k"].between(128, 32_768)]
     for rows in by_columns(table, "gpu", "backend", "gemm_dtype"):
         dtype = GEMM_DTYPES[str(rows["gemm_dtype"].iloc[0])]
 

@@ -7,6 +7,7 @@
 |---|---|
 | tile | rows × columns of the output that one SM makes at a time; a kernel has several and takes the fastest |
 | split | parts of k that different SMs sum up, so that few tiles still fill the GPU; joining them costs split_s |
+| least_tile | outputs of the smallest tile that a kernel without a choice takes for many rows, min(least_tile, 64·m) |
 | waves | tiles over SMs, of which the last wave is not full |
 | step | time of one SM per unit of k: the tile's FLOP at η_c of peak, or its bytes at `sm_share` of an even bandwidth |
 | k_half | length of k at which prologue and epilogue cost as much as the loop itself |
@@ -37,6 +38,8 @@ TILE_ROWS = np.array([16.0, 64.0, 64.0, 128.0, 128.0, 64.0, 128.0, 256.0])
 TILE_COLUMNS = np.array([64.0, 64.0, 128.0, 64.0, 128.0, 256.0, 256.0, 128.0])  # tiles that CUTLASS and cuBLAS ship
 SPLITS = np.array([1.0, 2.0, 4.0, 8.0, 16.0])
 PADDED_ROWS = 4.0  # engines pad a step's tokens to captured batch sizes; block-scaled kernels want multiples of four
+LEAST_COLUMNS = 64.0  # of a tile
+ROW_SHARPNESS = 4.0  # exponent where a row's elements and its fixed cost meet in quantisation
 CACHE_SHARPNESS = 6.0  # exponent of the passage from cache to memory as a working set outgrows the cache
 ACTIVATION_BYTES = 2.0
 COMPUTE_DTYPE: Mapping[str, str] = {
@@ -94,7 +97,7 @@ class GemmCurve:
 
     `wave_sharpness` 0 = waves count as fractions, 1 = as whole numbers. `tile_half`: rows and columns by which a tile's
     arithmetic is longer than its size (shared memory). Activations that reach the operator in bf16 are quantised at
-    `quantise_frac` of the bandwidth, each row costing as much as `quantise_row` more elements.
+    `quantise_frac` of the bandwidth, a row costing no less than `quantise_row` elements.
 
     Two effects belong to the measurement and not to serving, where weights come from memory and rows are padded:
     repeated runs find weights of up to `cache_bytes` in the L2 cache, at `cache_frac` of the memory bandwidth; a number
@@ -110,6 +113,7 @@ class GemmCurve:
     sm_share: float = 3.0
     split_s: float = 1.5e-6
     wave_sharpness: float = 0.2
+    least_tile: float = 0.0
     k_step_s: float = 0.2e-9
     quantise_frac: float = 0.4
     quantise_row: float = 0.0
@@ -126,8 +130,9 @@ class GemmCurve:
         "k_half": (0.0, 4000.0),
         "tile_half": (0.0, 200.0),
         "sm_share": (1.0, 12.0),
-        "split_s": (0.0, 10e-6),
+        "split_s": (0.0, 40e-6),
         "wave_sharpness": (0.0, 1.0),
+        "least_tile": (0.0, 32768.0),
         "k_step_s": (0.0, 20e-9),
         "quantise_frac": (0.02, 1.0),
         "quantise_row": (0.0, 8000.0),
@@ -168,7 +173,9 @@ class GemmCurve:
         step = step_s(gpu, dtype, self, rows, columns, np.minimum(rows, m))
         tiles = np.ceil(m / rows) * np.ceil(n / columns) * SPLITS
         loop = waves_of(tiles, gpu.num_sms, self.wave_sharpness) * (k / SPLITS + self.k_half) * step
-        fastest = (loop + self.split_s * np.log2(SPLITS)).min(axis=(-2, -1))
+        loop = (loop + self.split_s * np.log2(SPLITS)).min(axis=-1)
+        built = (rows * columns)[:, 0] >= np.minimum(self.least_tile, LEAST_COLUMNS * m[..., 0])
+        fastest = np.where(built, loop, np.inf).min(axis=-1)
         memory_s = bytes_over_frac / gpu.bandwidth_bytes_per_s
         return softmax_norm(self.exponent, fastest, memory_s, k[..., 0, 0] * self.k_step_s)
 
@@ -176,7 +183,8 @@ class GemmCurve:
         bytes_in = ACTIVATION_IN_BYTES[dtype]
         if bytes_in == ACTIVATION_BYTES:
             return 0.0
-        moved = m * (k + self.quantise_row) * (ACTIVATION_BYTES + bytes_in)
+        width = softmax_norm(ROW_SHARPNESS, np.asarray(k, dtype=np.float64), np.full(np.shape(k), self.quantise_row))
+        moved = m * width * (ACTIVATION_BYTES + bytes_in)
         return np.asarray(moved / (bandwidth_bytes_per_s * self.quantise_frac))
 
 
@@ -237,16 +245,42 @@ class ElementwiseCurve:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RankingCurve:
+    """Scores and their ranking: t = launch + ‖ tokens·step, bytes/(bandwidth·η_m) ‖₂.
+
+    `step_s`: a token's share of ranking its own sequence, which one SM does alone, each sequence on another.
+    """
+
+    launch_s: float = 10e-6
+    step_s: float = 0.4e-9
+    memory_frac: float = 0.7
+
+    BOUNDS: ClassVar[Bounds] = {
+        "launch_s": (1e-6, 200e-6),
+        "step_s": (0.0, 20e-9),
+        "memory_frac": (0.05, 1.05),
+    }
+
+    def s_per_token(self, gpu: Gpu, num_seqs: FloatArray, bytes_per_token: float) -> FloatArray:
+        """Shape of num_seqs: s per token that `num_seqs` equally long sequences hold together."""
+        memory_s = np.full_like(num_seqs, bytes_per_token / (gpu.bandwidth_bytes_per_s * self.memory_frac))
+        return softmax_norm(2.0, self.step_s / np.maximum(num_seqs, 1.0), memory_s)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RecurrentCurve:
     """Prefill of a recurrent layer: t = launch + ‖ length·step, bytes/(bandwidth·η_m) ‖_p.
 
     `step_s`: a token's share of the chain of chunk states, which sequences and heads walk side by side and no width of
-    the GPU shortens. Benchmarks find up to `cache_bytes` in the L2 cache, at `cache_frac` of the memory bandwidth.
+    the GPU shortens. `solved_frac`: share of what its kernels hand each other that passes through memory, less in
+    kernels that do several steps in one. Benchmarks find up to `cache_bytes` in the L2 cache, at `cache_frac` of the
+    memory bandwidth. Bytes are those of `delta_net_bytes_per_token`.
     """
 
     launch_s: float = 20e-6
     step_s: float = 20e-9
-    memory_frac: float = 0.3
+    memory_frac: float = 0.4
+    solved_frac: float = 0.7
     exponent: float = 2.0
     cache_bytes: float = 0.0
     cache_frac: float = 0.5
@@ -255,20 +289,31 @@ class RecurrentCurve:
         "launch_s": (1e-6, 200e-6),
         "step_s": (0.0, 1e-6),
         "memory_frac": (0.005, 1.05),
+        "solved_frac": (0.0, 3.0),
         "exponent": (1.0, 8.0),
         "cache_bytes": (0.0, 200e6),
         "cache_frac": (0.005, 8.0),
     }
 
-    def s_per_token(self, gpu: Gpu, bytes_per_token: FloatArray) -> FloatArray:
+    def s_per_token(self, gpu: Gpu, bytes_per_token: tuple[FloatArray | float, FloatArray | float]) -> FloatArray:
         """Shape of bytes_per_token: s per token of one long prompt, which reads from memory."""
-        memory_s = bytes_per_token / (gpu.bandwidth_bytes_per_s * self.memory_frac)
-        return softmax_norm(self.exponent, np.asarray(self.step_s + 0.0 * bytes_per_token), memory_s)
+        memory_s = self._bytes(bytes_per_token) / (gpu.bandwidth_bytes_per_s * self.memory_frac)
+        return softmax_norm(self.exponent, np.full_like(memory_s, self.step_s), memory_s)
 
-    def measured_s(self, gpu: Gpu, num_seqs: FloatArray, length: FloatArray, bytes_per_token: FloatArray) -> FloatArray:
+    def measured_s(
+        self,
+        gpu: Gpu,
+        num_seqs: FloatArray,
+        length: FloatArray,
+        bytes_per_token: tuple[FloatArray | float, FloatArray | float],
+    ) -> FloatArray:
         """`num_seqs` prompts of `length` tokens, as a benchmark measures them: s per call."""
-        num_bytes = num_seqs * length * bytes_per_token
+        num_bytes = num_seqs * length * self._bytes(bytes_per_token)
         near = cached_frac(num_bytes, self.cache_bytes)
         per_frac = near / max(self.cache_frac, self.memory_frac) + (1.0 - near) / self.memory_frac
         memory_s = num_bytes * per_frac / gpu.bandwidth_bytes_per_s
         return np.asarray(self.launch_s + softmax_norm(self.exponent, length * self.step_s, memory_s))
+
+    def _bytes(self, bytes_per_token: tuple[FloatArray | float, FloatArray | float]) -> FloatArray:
+        streamed, solved = bytes_per_token
+        return np.asarray(streamed + self.solved_frac * solved, dtype=np.float64)

@@ -7,6 +7,7 @@ from estimator.roofline import ACTIVATION_BYTES, FloatArray
 
 Number = FloatArray | float
 STATE_BYTES = 4.0  # delta-net states are float32
+CHUNK_TOKENS = 64.0  # of the chunked delta rule (flash-linear-attention, chunk_gated_delta_rule_fwd)
 
 
 def grouped_heads(num_heads: Number, num_kv_heads: Number, head_dim: Number, number_bytes: float) -> HeadShape:
@@ -45,10 +46,16 @@ def latent_heads(
 
 def delta_net_bytes_per_token(
     num_key_heads: Number, num_value_heads: Number, key_dim: Number, value_dim: Number, conv_kernel: Number
-) -> Number:
-    """Moved per prefill token: queries, keys, values through the convolution and the chunked rule, and the outputs."""
+) -> tuple[Number, Number]:
+    """Moved per prefill token: through the convolution and the chunked rule with its outputs; between their kernels.
+
+    The latter is what the chunks are solved for, written and read by each value head: transformed keys, values before
+    and after the correction by the state, and one state a chunk (Yang et al. 2024, arXiv 2412.06464, section 3.3).
+    """
     channels = 2.0 * num_key_heads * key_dim + num_value_heads * value_dim
-    return ACTIVATION_BYTES * (3.0 * channels + num_value_heads * value_dim)
+    solved = key_dim + 2.0 * value_dim + key_dim * value_dim / CHUNK_TOKENS
+    streamed = 3.0 * channels + num_value_heads * value_dim
+    return ACTIVATION_BYTES * streamed, ACTIVATION_BYTES * 2.0 * num_value_heads * solved
 
 
 def delta_net_bytes_per_seq(

@@ -24,6 +24,7 @@ from estimator.roofline import (
     ElementwiseCurve,
     FloatArray,
     GemmCurve,
+    RankingCurve,
     RecurrentCurve,
 )
 from estimator.shapes import delta_net_bytes_per_seq, delta_net_bytes_per_token, grouped_heads, latent_heads
@@ -128,17 +129,17 @@ class OperatorTiming:
         return PrefillLine(launch_s=5e-6, s_per_pair=per_pair, s_per_token=0.0)
 
     def index_generation(self, num_seqs: ArrayLike, op: SparseAttentionOp) -> DecodeLine:
-        """Indexer of sparse attention in decode: reads one fp8 key and its float32 scale per cached token."""
+        """Indexer of sparse attention in decode: reads an fp8 key and its float32 scale per cached token, ranks all."""
         n = _array(num_seqs)
-        curve = self._curve("index_generation", "fp8", ElementwiseCurve)
-        per_token = float(curve.seconds(self.gpu, _array(op.index_bytes(1.0)))) - curve.launch_s
-        return DecodeLine(launch_s=np.full_like(n, curve.launch_s), s_per_cached_token=np.full_like(n, per_token))
+        curve = self._curve("index_generation", "fp8", RankingCurve)
+        per_token = curve.s_per_token(self.gpu, n, float(op.index_bytes(1.0)))
+        return DecodeLine(launch_s=np.full_like(n, curve.launch_s), s_per_cached_token=per_token)
 
     def delta_net_context(self, op: DeltaNetOp) -> PrefillLine:
         """Gated delta net in prefill (convolution and chunked recurrence): linear in tokens."""
         num_bytes = delta_net_bytes_per_token(*_delta(op))
         curve = self._curve("delta_net_context", "bf16", RecurrentCurve)
-        per_token = float(curve.s_per_token(self.gpu, _array(num_bytes)))
+        per_token = float(curve.s_per_token(self.gpu, num_bytes))
         return PrefillLine(launch_s=curve.launch_s, s_per_pair=0.0, s_per_token=per_token)
 
     def delta_net_generation(self, num_seqs: ArrayLike, op: DeltaNetOp) -> DecodeLine:

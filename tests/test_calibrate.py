@@ -116,7 +116,7 @@ def test_attention_expert_and_link_fits_give_back_their_rows() -> None:
     (message,) = shapes(200, (256, 1e9))
     attention = {"n": n, "tokens": tokens, "heads": heads, "kv_heads": kv_heads}
     groups = [
-        synthetic(DecodeCurve(memory_frac=0.86, split_half=3.0, block_tokens=90.0), decode, attention),
+        synthetic(DecodeCurve(memory_frac=0.86, split_half=3.0, block_s=1e-6), decode, attention),
         synthetic(ExpertCurve(launch_s=2e-5), experts, {"routed": routed, "ep": ep, "inner": inner}),
         synthetic(LinkCurve(launch_s=3e-6), link, {"message": message}),
     ]

@@ -18,7 +18,7 @@ from estimator.dtypes import KvDtype
 from estimator.errors import BestServeError
 from estimator.experts import ExpertLayer
 from estimator.hardware import Gpu
-from estimator.roofline import FloatArray
+from estimator.roofline import FloatArray, GemmCurve, RankingCurve
 from estimator.timing import OperatorTiming
 from estimator.work import DeltaNetOp, GroupedAttention, LatentAttentionOp
 
@@ -147,13 +147,92 @@ def test_a_fill_counts_tokens_outside_a_window_and_reading_a_tenth_of_them() -> 
 def test_a_head_alone_with_its_keys_has_a_kernel_of_its_own() -> None:
     """Twice the launch and half the rate for one query head per key head; grouped heads do not notice."""
     gpu, n = load_gpu("h100_sxm"), np.array([256.0])
-    curve = DecodeCurve(row_tile=1.0, launch_s=5e-6, lone_s=5e-6, lone_frac=0.5)
+    curve = DecodeCurve(row_tile=1.0, block_s=0.0, launch_s=5e-6, lone_s=5e-6, lone_frac=0.5)
     plain = replace(curve, lone_s=0.0, lone_frac=1.0)
     alone = replace(HEADS, num_heads=2.0)
     assert curve.line(gpu, n, HEADS).launch_s == plain.line(gpu, n, HEADS).launch_s
     slow, quick = curve.line(gpu, n, alone), plain.line(gpu, n, alone)
     assert slow.s_per_cached_token == pytest.approx(2.0 * quick.s_per_cached_token)
     assert slow.launch_s - 1e-5 == pytest.approx(2.0 * (quick.launch_s - 5e-6))
+
+
+def test_blocks_beyond_one_per_sm_queue() -> None:
+    """H100 has 132 SMs: 66 sequences of two key heads start at once, 264 queue three blocks deep at 2 µs each."""
+    gpu, n = load_gpu("h100_sxm"), np.array([66.0, 264.0])
+    curve = DecodeCurve(launch_s=5e-6, block_s=2e-6)
+    heads = replace(HEADS, io_bytes=0.0)
+    assert curve.line(gpu, n, heads).launch_s == pytest.approx([5e-6, 11e-6])
+
+
+def test_wide_heads_and_what_a_key_costs_besides_its_dims() -> None:
+    """128 dims and 32 more take 5/4 of the bytes; 256 dims and 32 more 9/8, at half the rate."""
+    gpu, n = load_gpu("h100_sxm"), np.array([512.0])
+    plain, curve = DecodeCurve(row_tile=1.0), DecodeCurve(row_tile=1.0, key_dims=32.0, wide_frac=0.5)
+    wide = replace(HEADS, dims=512.0, kv_bytes=1024.0)
+    for heads, factor in ((HEADS, 5 / 4), (wide, 9 / 8 / 0.5)):
+        slow, quick = curve.line(gpu, n, heads), plain.line(gpu, n, heads)
+        assert slow.s_per_cached_token == pytest.approx(factor * quick.s_per_cached_token, rel=1e-3)
+
+
+def test_a_window_reads_the_tokens_beside_it_once_there_are_any() -> None:
+    """A window of 128 that ends within blocks of keys reads 64 more of 4,096 cached tokens, and 10 of 138."""
+    gpu, n = load_gpu("h100_sxm"), np.array([512.0])
+    plain, curve = DecodeCurve(), DecodeCurve(window_pad=64.0)
+    for cached, read in ((128.0, 128.0), (138.0, 138.0), (4096.0, 192.0)):
+        padded = curve.measured_s(gpu, n, n * cached, HEADS, n * (cached - 128.0))
+        assert padded == pytest.approx(plain.measured_s(gpu, n, n * read, HEADS))
+    line = curve.line(gpu, n, HEADS)
+    assert line.launch_s + line.s_per_cached_token * n * 128 == pytest.approx(
+        plain.measured_s(gpu, n, n * 192.0, HEADS)
+    )
+
+
+def test_parts_of_a_split_sequence_are_joined() -> None:
+    """256 tokens are walked in one part, 512 in several whose joining takes 4 µs; a step's line always joins."""
+    gpu, n = load_gpu("h100_sxm"), np.array([2.0])
+    plain, curve = DecodeCurve(), DecodeCurve(join_s=4e-6)
+    for tokens, join_s in ((256.0, 0.0), (512.0, 4e-6)):
+        longer = curve.measured_s(gpu, n, n * tokens, HEADS) - plain.measured_s(gpu, n, n * tokens, HEADS)
+        assert longer == pytest.approx(join_s, abs=1e-12)
+    assert curve.line(gpu, n, HEADS).launch_s == pytest.approx(plain.line(gpu, n, HEADS).launch_s + 4e-6)
+
+
+def test_a_kernel_without_a_choice_takes_large_tiles() -> None:
+    """256 rows and 128 columns in two tiles of 128 × 128 on two SMs: each walks k alone at its share of the peak.
+
+    A kernel that may cut the same product into smaller tiles and split k is faster; 16 rows take any tile.
+    """
+    gpu, k = load_gpu("h100_sxm"), 65536.0
+    free = GemmCurve(launch_s=0.0, exponent=12.0, k_half=0.0, tile_half=0.0, sm_share=12.0, compute_frac=0.5)
+    fixed = replace(free, least_tile=16384.0, split_s=1.0)
+    sm_flop_per_s = 0.5 * gpu.peak_flop_per_s("bf16") / gpu.num_sms
+    shape = (np.array([256.0]), np.array([128.0]), np.array([k]))
+    assert fixed.seconds(gpu, *shape, "bf16") == pytest.approx(2 * 128 * 128 * k / sm_flop_per_s, rel=1e-2)
+    assert free.seconds(gpu, *shape, "bf16") < 0.2 * fixed.seconds(gpu, *shape, "bf16")
+    few = (np.array([16.0]), np.array([8192.0]), np.array([8192.0]))
+    assert fixed.seconds(gpu, *few, "bf16") == pytest.approx(replace(fixed, least_tile=0.0).seconds(gpu, *few, "bf16"))
+
+
+def test_a_short_row_costs_a_whole_one_to_quantise() -> None:
+    """Rows of 128 numbers cost what `quantise_row` = 2,048 do: 16 times their bytes; rows of 32,768 cost their own."""
+    gpu = load_gpu("h100_sxm")
+    curve = GemmCurve(quantise_row=2048.0)
+    for k, width in ((128.0, 2048.0), (32768.0, 32768.0)):
+        m, n = np.array([4096.0]), np.array([128.0])
+        longer = curve.seconds(gpu, m, n, np.array([k]), "fp8") - replace(
+            curve, quantise_frac=1e9, quantise_row=0.0
+        ).seconds(gpu, m, n, np.array([k]), "fp8")
+        moved = 4096 * width * 3 / (curve.quantise_frac * gpu.bandwidth_bytes_per_s)
+        assert longer == pytest.approx(moved, rel=1e-4)
+
+
+def test_ranking_one_long_sequence_takes_one_sm_and_many_the_bandwidth() -> None:
+    """131,072 keys at 0.4 ns each take 52 µs for one sequence; 1,024 such sequences take what their bytes do."""
+    gpu = load_gpu("b200_sxm")
+    curve = RankingCurve(step_s=0.4e-9, memory_frac=0.5)
+    alone, many = curve.s_per_token(gpu, np.array([1.0, 1024.0]), 132.0)
+    assert alone * 131072 == pytest.approx(52.4e-6, rel=5e-3)
+    assert many == pytest.approx(132 / (0.5 * gpu.bandwidth_bytes_per_s), rel=5e-3)
 
 
 def test_messages_beyond_the_one_shot_buffers_take_two_shots() -> None:

@@ -20,7 +20,7 @@ from estimator.collectives import LinkCurve
 from estimator.errors import require
 from estimator.experts import ExpertCurve
 from estimator.hardware import Gpu
-from estimator.roofline import ElementwiseCurve, GemmCurve, RecurrentCurve
+from estimator.roofline import ElementwiseCurve, GemmCurve, RankingCurve, RecurrentCurve
 from estimator.timing import FittedCurve, OperatorTiming, Tier
 
 CURVES: Mapping[str, type[Any]] = {
@@ -34,7 +34,7 @@ CURVES: Mapping[str, type[Any]] = {
     "latent_generation_attention": DecodeCurve,
     "sparse_context_attention": PrefillCurve,
     "sparse_generation_attention": DecodeCurve,
-    "index_generation": ElementwiseCurve,
+    "index_generation": RankingCurve,
     "delta_net_context": RecurrentCurve,
     "delta_net_generation": ElementwiseCurve,
     "all_reduce": LinkCurve,
