@@ -189,15 +189,17 @@ def index(folder: Path) -> Iterator[Group]:
     """Indexer of DeepSeek-V3.2's sparse attention: what its decode module takes beyond 2,048 cached tokens.
 
     Up to there every token is picked and none is scored; beyond, attention reads 2,048 and only the indexer grows.
-    vLLM's tables alone hold the batches and lengths in which that difference stands out of the module's own scatter.
+    Rows where that difference is a tenth of the module, out of its own scatter.
     """
     table = pd.read_parquet(folder / "op_dsa_generation_module.parquet")
-    table = table[(table["model"] == "deepseek-ai/DeepSeek-V3.2") & (table["backend"] == "vllm")]
+    whole = ~table["op_name"].astype(str).str.contains("skip")
+    table = table[(table["model"] == "deepseek-ai/DeepSeek-V3.2") & whole]
     shape = ["gpu", "backend", "version", "kv_cache_dtype", "gemm_type", "num_heads", "batch_size"]
     table = table.assign(latency_us=table["latency_us"].astype(float))
     picked = table[table["step"] == 2048].set_index(shape)["latency_us"].groupby(level=shape, observed=True).median()
     longer = table[table["step"].isin([8192, 16384, 32768, 65536, 131072])].join(picked.rename("picked_us"), on=shape)
     longer = longer.assign(latency_us=longer["latency_us"] - longer["picked_us"])
+    longer = longer[longer["latency_us"] > 0.1 * longer["picked_us"]]
     for rows in by_columns(longer, "gpu", "backend"):
 
         def predict(curve: RankingCurve, gpu: Gpu, x: Rows) -> FloatArray:
