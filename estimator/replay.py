@@ -26,6 +26,7 @@ from estimator.drafting import DraftKernels, draft_kernels
 from estimator.dtypes import Dtypes, KvDtype, WeightDtype
 from estimator.engine import Engine, EngineCosts, KernelFusion
 from estimator.instance import BLOCK_TOKENS, EngineLimits, Instance
+from estimator.iteration import StepCost
 from estimator.latency import Percentiles, summarise
 from estimator.measured_runs import METRICS, MeasuredRun, PoolLayout
 from estimator.memory import num_kv_blocks
@@ -252,6 +253,7 @@ def _instance(run: MeasuredRun, pool: PreparedPool, engine: Engine) -> Instance:
     if pool.drafts is not None and recipe.speculation is not None:
         cost = pool.drafts.cost(load_gpu(run.gpu), engine, pool.limits, recipe.speculation)
         instance = replace(instance, cost=cost)
+    instance = replace(instance, cost=_sharing_a_prefix(run, instance.cost))
     cold_start_s = engine.costs_on(load_gpu(run.gpu).architecture).cold_start_s if recipe.starts_cold else 0.0
     if (run.concurrency or 0) * sum(run.input_bounds) / 2 >= pool.limits.max_num_batched_tokens:
         cold_start_s += recipe.tuning_s
@@ -262,6 +264,13 @@ def _instance(run: MeasuredRun, pool: PreparedPool, engine: Engine) -> Instance:
         cold_start_s=cold_start_s,
         output_s_per_token=recipe.output_s_per_token,
     )
+
+
+def _sharing_a_prefix(run: MeasuredRun, cost: StepCost) -> StepCost:
+    """Blocks that all sequences share come from the L2 cache while decode attention waits for memory."""
+    shared = run.shared_prefix_tokens // BLOCK_TOKENS * BLOCK_TOKENS
+    held = sum(run.input_bounds) / 2 + sum(run.output_bounds) / 4
+    return replace(cost, kv_read_s_per_token=cost.kv_read_s_per_token * (1.0 - shared / held))
 
 
 def _possible(model: str, parallelism: Parallelism, weight_dtype: str) -> Parallelism:
