@@ -1,4 +1,4 @@
-"""What a measured run's client and server do before and after they wait: give up, tune kernels."""
+"""What a measured run's client and server do beside a step: give up, tune kernels, share a prefix."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from estimator.catalogue.engines import load_engine
 from estimator.measured_runs import PoolLayout
 from estimator.parallelism import Parallelism
 from estimator.replay import PATIENCE_S, prepare, replay, without_given_up
@@ -55,3 +56,25 @@ def test_old_servers_tune_at_their_first_full_step(
     simulation = replay(prepare(replace(run, engine_version=version)))
     assert bool(simulation.ttft_s[:concurrency].min() > 70.0) is waits
     assert simulation.ttft_s[concurrency:].max() < 10.0
+
+
+def test_a_shared_prefix_is_read_once() -> None:
+    """Half of what sequences hold on average shared: decode attention reads half as much, nothing else changes."""
+    run = two_pools(
+        engine="vllm",
+        model="meta-llama/Llama-3.1-8B",
+        gpu="h100_sxm",
+        weight_dtype="bf16",
+        pools=(PoolLayout(parallelism=Parallelism(), num_instances=1),),
+        input_bounds=(600, 600),
+        output_bounds=(80, 80),
+        concurrency=32,
+        num_requests=320,
+        highest_concurrency=None,
+    )
+    alone, shared = (prepare(replace(run, shared_prefix_tokens=tokens)) for tokens in (0, 320))
+    tpot_s = [float(np.nanmean(replay(prepared).tpot_s)) for prepared in (alone, shared)]
+    read_s = alone.pools[0].kernels.read_s_per_token
+    saved_s = 0.5 * 640 * 32 * float(np.interp(32, alone.pools[0].kernels.tokens, read_s))
+    saved_s *= load_engine("vllm").costs_on("hopper").decode_attention_factor
+    assert tpot_s[0] - tpot_s[1] == pytest.approx(saved_s, rel=0.1)
