@@ -126,7 +126,6 @@ def _kernels_s(work: TokenWork, costs: EngineCosts, grid: FloatArray) -> FloatAr
         "mxfp4_moe": costs.moe_factor * costs.mxfp4_factor,
         "link": costs.link_factor,
         "exchange": costs.exchange_factor,
-        "deepep": 1.0,  # engines share its kernels, and no other work of theirs hides behind them
         "elementwise": 1.0,
     }
     total = np.zeros_like(grid)

@@ -41,9 +41,7 @@ from estimator.operators import (
 from estimator.timing import OperatorTiming
 
 FloatArray = NDArray[np.float64]
-Kind = Literal[
-    "gemm", "block_gemm", "moe", "block_moe", "mxfp4_moe", "link", "exchange", "deepep", "elementwise", "attention"
-]
+Kind = Literal["gemm", "block_gemm", "moe", "block_moe", "mxfp4_moe", "link", "exchange", "elementwise", "attention"]
 EXPERT_KINDS: tuple[Kind, ...] = ("moe", "block_moe", "mxfp4_moe")
 QUANTISED: tuple[WeightDtype, ...] = ("fp8", "fp4")  # products whose activations are brought to the weights' format
 NVFP4_BYTES = WEIGHT_BYTES["fp4"]
@@ -61,11 +59,9 @@ def token_grid(most: int) -> FloatArray:
     return np.asarray(grid[grid <= most], dtype=np.float64)
 
 
-def kind_of(operator: Operator, *, block_scaled: bool = False, deepep: bool = False) -> Kind:
+def kind_of(operator: Operator, *, block_scaled: bool = False) -> Kind:
     """The kind whose factor of `EngineCosts` scales the operator; block-scaled fp8 has kernels of its own."""
     match operator:
-        case AllToAll() if deepep:
-            return "deepep"
         case Gemm():
             return "block_gemm" if kernel_dtype(operator, block_scaled=block_scaled) == "fp8_block" else "gemm"
         case ExpertFfn():
@@ -207,7 +203,7 @@ def step_kernels(  # noqa: PLR0913  what a stage runs, on what, how divided and 
             case _:
                 kernels.add_work(
                     operator,
-                    kind_of(operator, block_scaled=block_scaled, deepep=timing.has_deepep),
+                    kind_of(operator, block_scaled=block_scaled),
                     token_s(
                         operator,
                         timing,

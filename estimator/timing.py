@@ -160,12 +160,8 @@ class OperatorTiming:
 
     def exchange_s(self, num_bytes: ArrayLike, num_gpus: int, way: ExchangeWay) -> FloatArray:
         """Exchange in which each GPU sends `num_bytes` in all, an equal part to each peer: DeepEP or NCCL."""
-        return self._collective(way if self.has_deepep else "all_to_all", num_bytes, num_gpus)
-
-    @property
-    def has_deepep(self) -> bool:
-        """Whether tokens are exchanged by DeepEP."""
-        return any(kind == "dispatch" for kind, _ in self.curves)
+        has_own = any(kind == way for kind, _ in self.curves)
+        return self._collective(way if has_own else "all_to_all", num_bytes, num_gpus)
 
     def point_to_point_s(self, num_bytes: ArrayLike, across_nodes: bool) -> FloatArray:
         """One GPU sends `num_bytes` to another, in its node or across nodes."""

@@ -18,7 +18,7 @@ from estimator.engine import COST_BOUNDS, EngineCosts
 from estimator.errors import BestServeError
 from estimator.instance import EngineLimits, Instance
 from estimator.model import MoeFfn
-from estimator.operators import AllToAll, ExpertFfn, stage_operators
+from estimator.operators import ExpertFfn, stage_operators
 from estimator.outcome import Infeasible
 from estimator.parallelism import Parallelism
 from estimator.stage import step_kernels, token_grid, token_s
@@ -202,24 +202,6 @@ def test_a_gather_brings_one_part() -> None:
     calls = sum(op.count for op in gather)
     expected = calls * timing.all_gather_s(1024.0 * 2 * model.hidden_size, 8)
     assert kernels.body.seconds["exchange"] == pytest.approx(expected, rel=1e-12)
-
-
-def test_deepep_takes_what_it_was_measured_at() -> None:
-    """Exchanges by DeepEP are a kind of their own, which the factor of an engine's other exchanges leaves alone."""
-    model, gpu, dtypes = load_model("deepseek-ai/DeepSeek-R1"), load_gpu("gb200"), Dtypes(weight="fp8", kv="fp8")
-    layout = Parallelism(dp=8, ep=8)
-    own, deepep = (
-        layout_kernels(model, gpu, replace(load_engine("sglang"), deepep=deepep), layout, dtypes, 1024)
-        for deepep in (False, True)
-    )
-    assert "exchange" in own.body.seconds
-    assert "exchange" not in deepep.body.seconds
-    timing = load_timing(gpu, "sglang", deepep=True)
-    expected = np.zeros_like(deepep.tokens)
-    for op in stage_operators(model, layout, "fp8", "fp8"):
-        if isinstance(op, AllToAll):
-            expected += op.count * timing.exchange_s(op.bytes(deepep.tokens), 8, op.way)
-    np.testing.assert_allclose(deepep.body.seconds["deepep"], expected, rtol=1e-12)
 
 
 def test_small_steps_with_prompts_replay_graphs() -> None:
