@@ -194,8 +194,8 @@ def lone_rows(gpu: Gpu) -> Iterator[list[str]]:
         yield [f"{rows}", *cells]
 
 
-def whole_rows(gpu: Gpu, name: str) -> Iterator[list[str]]:
-    """A line per step of a model: measured ms, and predicted over measured by engine."""
+def step_ratios(gpu: Gpu, name: str) -> Iterator[tuple[str, list[float]]]:
+    """Every step of a model and predicted over measured by engine."""
     shape = load_model(name)
     costs = [predicted_steps(shape, gpu, load_engine(engine)) for engine in ENGINES]
     model = DenseModel(shape)
@@ -205,8 +205,18 @@ def whole_rows(gpu: Gpu, name: str) -> Iterator[list[str]]:
         measured_s = graph_s(lambda x=x, n=num_sampled: model.step(x, n))  # type: ignore[misc]
         decodes = num_sampled == tokens
         seconds = [c.decode_s[tokens] if decodes else c.mixed_s[tokens] + c.head_s[1] for c in costs]
-        what = f"decode of {tokens}" if decodes else f"prompt of {tokens}"
-        yield [name.split("/")[1], what, f"{1e3 * measured_s:.2f}", *(f"{s / measured_s:.2f}" for s in seconds)]
+        yield f"decode of {tokens}" if decodes else f"prompt of {tokens}", [s / measured_s for s in seconds]
+
+
+def whole_rows(gpu: Gpu) -> Iterator[list[str]]:
+    """A line per step: least and greatest ratio over the models, by engine."""
+    found: dict[str, list[list[float]]] = {}
+    for name in WHOLE:
+        for step, ratios in step_ratios(gpu, name):
+            found.setdefault(step, []).append(ratios)
+        torch.cuda.empty_cache()
+    for step, by_model in found.items():
+        yield [step, *(f"{min(ratios):.2f} to {max(ratios):.2f}" for ratios in zip(*by_model, strict=True))]
 
 
 def print_table(heading: Sequence[str], lines: Iterator[list[str]]) -> None:
@@ -222,10 +232,8 @@ def main(gpu_name: str) -> None:
     torch._dynamo.config.recompile_limit = 64
     print(f"{torch.cuda.get_device_name()} against {gpu.name}, PyTorch {torch.__version__}\n")
     print_table(["rows", *ENGINES], lone_rows(gpu))
-    for name in WHOLE:
-        print()
-        print_table(["model", "step", "measured ms", *ENGINES], whole_rows(gpu, name))
-        torch.cuda.empty_cache()
+    print()
+    print_table(["step", *ENGINES], whole_rows(gpu))
 
 
 if __name__ == "__main__":
