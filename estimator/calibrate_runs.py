@@ -63,7 +63,7 @@ ENGINE_OWN = {
 RESIDUAL_STD = {"tpot": 0.08, "ttft": 0.20}  # where Cauchy's loss turns from square to logarithm
 LATENCY_WEIGHT = np.array([1.0, 0.6])  # of TPOT's and TTFT's residuals
 LONGEST_STEP = 1.5  # of any z in one step
-SHORTEST_SHARE, ENOUGH = 0.1, 0.002
+SHORTEST_SHARE, ENOUGH = 0.1, 0.0005
 STEPS_PER_SLOPES = 3  # slopes cost a simulation per symbol, a step one
 STEP = 0.02  # of z, for slopes
 SOURCE = "InferenceMAX and NVIDIA runs by way of ai-dynamo/aiconfigurator (Apache-2.0), sim2real and vllm_h100"
@@ -114,12 +114,6 @@ class Design:
     def positions(self, shifts: FloatArray) -> FloatArray:
         """z of every key, (num_keys, num_symbols), from shifts (num_shifts, num_symbols)."""
         return position_of(EngineCosts()) + self.matrix @ shifts
-
-    def shifts_of(self, costs: Mapping[Key, EngineCosts]) -> FloatArray:
-        """The shifts that give those costs and are least in their standard deviations, (num_shifts, num_symbols)."""
-        z = np.array([position_of(costs[key]) for key in self.keys]) - position_of(EngineCosts())
-        scaled = [np.linalg.lstsq(self.matrix * std, column)[0] for std, column in zip(self.std.T, z.T, strict=True)]
-        return np.asarray(np.array(scaled).T * self.std)
 
     def costs(self, shifts: FloatArray) -> dict[Key, EngineCosts]:
         """Costs of every key."""
@@ -230,11 +224,10 @@ def loss(problem: Problem, predicted: FloatArray, shifts: FloatArray) -> float:
     return float(rows.sum() + ((shifts / problem.design.std) ** 2).sum())
 
 
-def fit(problem: Problem, num_iterations: int = 6, start: Mapping[Key, EngineCosts] | None = None) -> Fit:
-    """Gauss-Newton from `start` or the defaults, steps halved until the loss falls, until it does by under `ENOUGH`."""
+def fit(problem: Problem, num_iterations: int = 12) -> Fit:
+    """Gauss-Newton from the defaults, steps halved until the loss falls, until it falls by less than `ENOUGH`."""
     everything = np.arange(len(problem.keys))
-    costs = dict.fromkeys(problem.design.keys, EngineCosts()) if start is None else start
-    found = _fit_at(problem, everything, problem.design.shifts_of(costs))
+    found = _fit_at(problem, everything, np.zeros((problem.design.matrix.shape[1], len(NAMES))))
     for _ in range(num_iterations):
         before = found.loss
         found = replace(found, slopes=problem.slopes(found.shifts, found.predicted))

@@ -101,10 +101,9 @@ class Replayer:
 
 
 def fitted(runs: Sequence[MeasuredRun], replayer: Replayer) -> tuple[Problem, Fit]:
-    """The fit on all runs, from the bundled card on; `runs` are those of the replayer's file."""
+    """The fit on all runs, whatever card is bundled; `runs` are those of the replayer's file."""
     problem = Problem.of(runs, replayer.latencies_ms)
-    bundled = {(engine, gpu): load_engine(engine).costs_on(gpu) for engine, gpu in problem.design.keys}
-    return problem, fit(problem, start=bundled)
+    return problem, fit(problem)
 
 
 def fitted_answers(runs: Sequence[MeasuredRun], replayer: Replayer, problem: Problem, full: Fit) -> list[Answer]:

@@ -66,17 +66,6 @@ def test_shifts_add_up_over_all_engine_and_architecture() -> None:
     np.testing.assert_allclose(moved, [1 + 2 + 8, 1 + 4 + 16, 1 + 4 + 32])
 
 
-def test_costs_give_their_shifts_back() -> None:
-    """Shifts that are worked out from costs give these costs, and those of the defaults are zero."""
-    design = Design.of([("vllm", "hopper"), ("vllm", "blackwell"), ("sglang", "hopper")])
-    drawn = np.random.default_rng(3).normal(size=design.std.shape) * design.std
-    costs = design.costs(drawn)
-    again = design.shifts_of(costs)
-    np.testing.assert_allclose(design.positions(again), design.positions(drawn), atol=1e-6)
-    assert np.sum((again / design.std) ** 2) <= np.sum((drawn / design.std) ** 2)
-    assert np.all(design.shifts_of(dict.fromkeys(design.keys, EngineCosts())) == 0)
-
-
 def small_problem(runs: list[MeasuredRun], truth: EngineCosts | None = None) -> Problem:
     """Every twelfth short closed-loop run of Hopper GPUs, answered by `truth` if given."""
     chosen = [r for r in runs if r.mode == "collocated" and r.concurrency and r.concurrency <= 32]

@@ -1,8 +1,9 @@
 """What a GPU does against what its card says: `python -m tests.bench.bench_gpu h100_sxm` beside PyTorch on that GPU.
 
-Two things that engines run much alike are timed in CUDA graphs, bf16, weights read from memory:
+What engines run much alike is timed in CUDA graphs, bf16, weights read from memory:
 
 - lone products at the shapes that three models have at TP 1 to 8, against `OperatorTiming.gemm_s`;
+- the rate of a large product at first and under load that lasts, which the limit of power lowers;
 - whole steps of dense models without their attention kernel (products, norms, rope, cache writes, activation, head),
   against the step of each engine's fitted costs without attention and host.
 
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import statistics
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -46,6 +48,7 @@ ROWS = (1, 8, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
 SEQUENCES, PROMPTS = (1, 8, 32, 64, 128, 256), (512, 2048, 8192)
 PAST_L2_BYTES = 300e6  # of weights, in turn: several times any L2 cache of today
 REPLAYS = 7
+LARGE, BURST, LOAD_S = 8192, 20, 3.0  # rows, columns and depth of the large product; products a burst; seconds of load
 Tensor = Any  # PyTorch is not among the packages that types are checked with
 
 
@@ -219,6 +222,29 @@ def whole_rows(gpu: Gpu) -> Iterator[list[str]]:
         yield [step, *(f"{min(ratios):.2f} to {max(ratios):.2f}" for ratios in zip(*by_model, strict=True))]
 
 
+def burst_tflop_s(x: Tensor, weight: Tensor) -> float:
+    """TFLOP/s over a burst of large products."""
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    start.record()
+    for _ in range(BURST):
+        torch.mm(x, weight.t())
+    end.record()
+    torch.cuda.synchronize()
+    return float(BURST * 2.0 * LARGE**3 / (1e-3 * start.elapsed_time(end)) / 1e12)
+
+
+def sustained_tflop_s() -> tuple[float, float]:
+    """Of a large bf16 product: in the first burst after a rest, and in the last of `LOAD_S` seconds."""
+    x, weight = random(LARGE, LARGE), random(LARGE, LARGE)
+    burst_tflop_s(x, weight)
+    time.sleep(LOAD_S)
+    first = last = burst_tflop_s(x, weight)
+    until = time.monotonic() + LOAD_S
+    while time.monotonic() < until:
+        last = burst_tflop_s(x, weight)
+    return first, last
+
+
 def print_table(heading: Sequence[str], lines: Iterator[list[str]]) -> None:
     """A Markdown table, line by line as it is measured."""
     print("| " + " | ".join(heading) + " |\n" + "|---" * len(heading) + "|")
@@ -232,7 +258,8 @@ def main(gpu_name: str) -> None:
     torch._dynamo.config.recompile_limit = 64
     print(f"{torch.cuda.get_device_name()} against {gpu.name}, PyTorch {torch.__version__}\n")
     print_table(["rows", *ENGINES], lone_rows(gpu))
-    print()
+    first, last = sustained_tflop_s()
+    print(f"\n{LARGE}³ in bf16: {first:.0f} TFLOP/s at first, {last:.0f} after {LOAD_S:.0f} s\n")
     print_table(["step", *ENGINES], whole_rows(gpu))
 
 
