@@ -52,7 +52,10 @@ def breakdown_at(problem: Problem, strategy: str, rate_req_s: float) -> tuple[Op
 
 
 def breakdown_of(problem: Problem, strategy: Strategy, summary: LatencySummary) -> tuple[OperatorTime, ...]:
-    """Where the time of each pool's typical step goes: its mean decode batch, and a prompt of mean length."""
+    """Where the time of each pool's typical step goes: a decode step and a prompt of mean length.
+
+    The decode step is that of the sequences that a rank has in one micro-batch on average.
+    """
     input_tokens, output_tokens = problem.workload.mean_input_tokens, problem.workload.mean_output_tokens
     times: list[OperatorTime] = []
     for pool in strategy.pools:
@@ -66,7 +69,8 @@ def breakdown_of(problem: Problem, strategy: Strategy, summary: LatencySummary) 
         )
         parts: list[StepPart] = []
         if pool.role != "p":
-            num_seqs = max(1, round(summary.decode.mean_batch_seqs / pool.parallelism.dp))
+            num_batches = pool.parallelism.dp * pool.parallelism.pp
+            num_seqs = max(1, round(summary.decode.mean_batch_seqs / num_batches))
             cached_tokens = num_seqs * (input_tokens + output_tokens / 2)
             if problem.speculation is None:
                 parts += step(num_seqs=num_seqs, cached_tokens=cached_tokens)

@@ -7,9 +7,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from estimator.build import step_breakdown
 from estimator.catalogue.timing import load_timing
+from estimator.dtypes import Dtypes
 from search.error_view import known_errors
+from search.estimate import estimate, existing_system
 from search.serving_view import Serving, serving_of
+from search.simulated_view import breakdown_of
 from spaces.problem import Problem
 from spaces.strategy import Strategy
 from tests.small_problem import small_problem
@@ -85,3 +89,23 @@ def test_what_was_never_measured_has_no_error() -> None:
     errors = known_errors(replace(problem, gpus={"mystery": unknown}), Strategy.parse("1m-tp1@mystery"))
     assert {error.tier for error in errors} == {"data_sheet"}
     assert all(error.median_frac is None for error in errors)
+
+
+def test_a_decode_step_is_that_of_one_micro_batch() -> None:
+    """Where the time goes, the decode step of a batch of 24 over two stages is one of twelve sequences."""
+    problem = small_problem()
+    strategy = Strategy.parse("1m-tp1-pp2@h100_sxm")
+    summary = estimate(problem, existing_system(problem, strategy), str(strategy), rate_req_s=2.0).summary
+    summary = replace(summary, decode=replace(summary.decode, mean_batch_seqs=24.0))
+    shown = {time.operator: time.ms for time in breakdown_of(problem, strategy, summary) if time.phase == "decode"}
+    tokens = problem.workload.mean_input_tokens + problem.workload.mean_output_tokens / 2
+    parts = step_breakdown(
+        model=problem.model,
+        gpu=problem.gpu("h100_sxm"),
+        engine=problem.engine,
+        parallelism=strategy.pools[0].parallelism,
+        dtypes=Dtypes(weight=problem.weight_dtype, kv=problem.kv_dtype),
+        num_seqs=12,
+        cached_tokens=12 * tokens,
+    )
+    assert shown == pytest.approx({part.operator: 1e3 * part.seconds for part in parts})
