@@ -82,9 +82,8 @@ class TokenWork:
     """Kernels whose time depends on a step's tokens alone: seconds by kind, (num_points,) each, and how many there are.
 
     Matrix products and elementwise kernels are timed without their launches, which the engine's way of launching
-    decides; of the products `num_quantised_gemms` take activations in
-    a format below bf16. `num_elementwise` depends on the step's tokens
-    where an all-reduce takes a norm along.
+    decides; of the products `num_quantised_gemms` take activations in a format below bf16. `num_elementwise` depends on
+    the step's tokens where an all-reduce takes a norm along.
     """
 
     seconds: dict[Kind, FloatArray] = field(default_factory=dict)

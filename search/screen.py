@@ -7,9 +7,9 @@
 
 B leaves waiting out and takes mean contexts, so goodput G lies below it but for sampling: over the 17,802 strategies
 of three spaces simulated whole G/B had medians of 0.84 to 0.91 and was 1.022 at most (`python -m
-tests.bench.bench_search exact`, 2026-11-26). `MARGIN`·B is therefore
-taken for certain: what it puts behind a simulated strategy of no more cost need not be simulated. Strategies are
-*rows* of flat arrays; of a space too large for that the table holds what `search.thinning` keeps.
+tests.bench.bench_search exact`, 2026-11-26). `MARGIN`·B is therefore taken for certain: what it puts behind a simulated
+strategy of no more cost need not be simulated. Strategies are *rows* of flat arrays; of a space too large for that the
+table holds what `search.thinning` keeps.
 """
 
 from __future__ import annotations

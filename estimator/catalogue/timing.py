@@ -109,8 +109,8 @@ def load_timing(gpu: Gpu, engine: str, *, deepep: bool = False) -> OperatorTimin
     require(engine in ENGINES, field="engine", value=engine, rule="has no timings", accepted=", ".join(ENGINES))
     curves = _resolved(gpu.name, gpu.architecture, engine)
     if deepep:
-        others = _resolved(gpu.name, gpu.architecture, DEEPGEMM_ENGINE)
-        curves = curves | {key: others[key] for key in (DEEPGEMM,) if key in others}
+        found = _resolved(gpu.name, gpu.architecture, DEEPGEMM_ENGINE).get(DEEPGEMM)
+        curves = curves | ({DEEPGEMM: found} if found else {})
     else:
         curves = {key: fitted for key, fitted in curves.items() if key[0] not in DEEPEP_KINDS}
     return OperatorTiming(gpu=gpu, engine=engine, curves=curves)
