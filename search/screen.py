@@ -5,8 +5,8 @@
 | r_s | req/s that one instance of shape s carries at most within the TPOT limit (`estimator.capacity`) |
 | B | bound of a strategy: m·r_s collocated; min(x·r_p, y·r_d, link) with x prefill and y decode instances |
 
-B leaves waiting out and takes mean contexts, so goodput G lies below it but for sampling: over the 17,802 strategies
-of three spaces simulated whole G/B had medians of 0.84 to 0.91 and was 1.022 at most (`python -m
+B leaves waiting out and takes mean contexts, so goodput G lies below it but for sampling: over 18,650 strategies
+of three spaces simulated whole G/B had medians of 0.84 to 0.92 and was 1.025 at most (`python -m
 tests.bench.bench_search exact`, 2026-11-26). `MARGIN`·B is therefore taken for certain: what it puts behind a simulated
 strategy of no more cost need not be simulated. Strategies are *rows* of flat arrays; of a space too large for that the
 table holds what `search.thinning` keeps.
