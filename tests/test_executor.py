@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -186,17 +187,36 @@ def test_where_ray_cannot_start_the_study_goes_on_here(recwarn: pytest.WarningsR
 
 
 def ports_open_to_others() -> set[str]:
-    """Listening TCP sockets of this machine, as the kernel lists them, that are not bound to loopback."""
+    """Listening TCP sockets of this process and those it started, as the kernel lists them, not bound to loopback."""
     loopback = ("0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000")
     rows = [row.split() for name in ("tcp", "tcp6") for row in Path(f"/proc/net/{name}").read_text().splitlines()[1:]]
-    return {row[1] for row in rows if row[3] == "0A" and row[1].split(":")[0] not in loopback}
+    ours = sockets_of({os.getpid()} | descendants(os.getpid()))
+    return {row[1] for row in rows if row[3] == "0A" and row[1].split(":")[0] not in loopback and row[9] in ours}
+
+
+def descendants(pid: int) -> set[int]:
+    """Processes that this one started, and theirs."""
+    found: set[int] = set()
+    for listed in Path(f"/proc/{pid}/task").glob("*/children"):
+        children = {int(child) for child in listed.read_text().split()}
+        found |= children.union(*(descendants(child) for child in children))
+    return found
+
+
+def sockets_of(pids: set[int]) -> set[str]:
+    """Inodes of what these hold open; a process that has just ended holds nothing."""
+    inodes: set[str] = set()
+    for pid in pids:
+        for file in Path(f"/proc/{pid}/fd").glob("*"):
+            with contextlib.suppress(OSError):
+                inodes.add(os.readlink(file).removeprefix("socket:[").removesuffix("]"))
+    return inodes
 
 
 @pytest.mark.ray
 @pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="the kernel lists no sockets here")
 def test_ray_keeps_to_itself() -> None:
     """Ray runs without dashboard and usage reports, listening on this machine alone."""
-    before = ports_open_to_others()
     executor = RayExecutor(small_problem(), seed=0, evaluate=made_up, workers=1)
     try:
         import ray
@@ -205,7 +225,8 @@ def test_ray_keeps_to_itself() -> None:
         assert os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] == "0"
         assert ray.nodes()[0]["NodeManagerAddress"] == "127.0.0.1"
         assert executor.workers == 1
-        assert ports_open_to_others() <= before
+        assert len(sockets_of(descendants(os.getpid()))) > 10
+        assert ports_open_to_others() == set()
     finally:
         executor.close()
 

@@ -31,6 +31,7 @@ DRIVER = """
 import resource, sys, time
 from pathlib import Path
 from search.journal import Journal
+from tests.halting import halt_after
 from tests.small_problem import made_up, small_problem
 from tests.test_faults import SETTINGS
 from tests.test_study import make_study
@@ -41,16 +42,22 @@ def told(problem, strategy, seed):
         file.write(f"{strategy}\\n")
     return made_up(problem, strategy, seed)
 
-if len(sys.argv) > 3:
-    resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]), int(sys.argv[3])))
+if room := int(sys.argv[3]):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))
+if halt := int(sys.argv[4]):
+    halt_after(halt)
 make_study(small_problem(), SETTINGS, Journal(Path(sys.argv[1]), "faults"), told).run()
 """
 
 
-def drive(folder: Path, *more: str) -> subprocess.Popen[str]:
-    """A study in a process of its own; what it evaluates is written down beside its journal."""
+def drive(folder: Path, *, room_bytes: int = 0, halt: int = 0) -> subprocess.Popen[str]:
+    """A study in a process of its own; what it evaluates is written down beside its journal.
+
+    `room_bytes`: what a file may hold; `halt`: evaluations after which it waits to be killed; 0: no end, never.
+    """
     files = [str(folder / "study.journal"), str(folder / "calls.txt")]
-    return subprocess.Popen([sys.executable, "-c", DRIVER, *files, *more], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    command = [sys.executable, "-c", DRIVER, *files, str(room_bytes), str(halt)]
+    return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
 
 
 def num_lines(path: Path) -> int:
@@ -74,11 +81,11 @@ def test_a_driver_killed_at_ten_random_points_ends_with_the_same_front(tmp_path:
     """Ten times SIGKILL after a random number of evaluations, resumed each time: one evaluation a kill is repeated."""
     rng = random.Random(5)
     for kill in range(10):
-        driver = drive(tmp_path)
+        driver = drive(tmp_path, halt=12)
         goal = num_lines(tmp_path / "calls.txt") + rng.randint(1, 8)
-        while num_lines(tmp_path / "calls.txt") < goal and driver.poll() is None:
+        while num_lines(tmp_path / "calls.txt") < goal:
+            assert driver.poll() is None, f"the study ended before kill {kill}"
             time.sleep(0.001)
-        assert driver.poll() is None, f"the study ended before kill {kill}"
         os.kill(driver.pid, signal.SIGKILL)
         driver.wait()
     assert drive(tmp_path).wait() == 0
@@ -87,7 +94,7 @@ def test_a_driver_killed_at_ten_random_points_ends_with_the_same_front(tmp_path:
 
 def test_a_full_disk_stops_the_study_in_one_sentence_and_it_resumes(tmp_path: Path) -> None:
     """When the journal may not grow any more the study stops, keeps what it has, and ends the same with room again."""
-    driver = drive(tmp_path, "60000")
+    driver = drive(tmp_path, room_bytes=60_000)
     said = driver.communicate()[1]
     assert driver.returncode != 0
     assert "study.journal' cannot be written (File too large); accepted: free space, then --resume" in said

@@ -36,15 +36,18 @@ import sys
 from pathlib import Path
 from search.planner import plan
 from search.spec import load_spec
-folder = Path(sys.argv[1])
+from tests.halting import halt_after
+folder, halt = Path(sys.argv[1]), int(sys.argv[3])
+if halt:
+    halt_after(halt)
 plan(load_spec(folder / "small.yaml"), out=folder / sys.argv[2], workers=0, resume="resume" in sys.argv)
 """
 
 
-def start_plan(folder: Path, out: str, *more: str) -> subprocess.Popen[bytes]:
-    """A plan in a process of its own, without Ray."""
+def start_plan(folder: Path, out: str, *more: str, halt: int = 0) -> subprocess.Popen[bytes]:
+    """A plan in a process of its own, without Ray, that halts after so many evaluations of its own; 0: never."""
     (folder / "small.yaml").write_text(SPEC)
-    return subprocess.Popen([sys.executable, "-c", PLAN, str(folder), out, *more], cwd=ROOT)
+    return subprocess.Popen([sys.executable, "-c", PLAN, str(folder), out, str(halt), *more], cwd=ROOT)
 
 
 def num_lines(path: Path) -> int:
@@ -58,10 +61,10 @@ def test_a_run_killed_twice_resumes_to_the_same_files(tmp_path: Path) -> None:
     whole = num_lines(tmp_path / "whole" / "study.journal")
     journal = tmp_path / "killed" / "study.journal"
     for share, more in ((0.3, ()), (0.7, ("resume",))):
-        process = start_plan(tmp_path, "killed", *more)
-        while num_lines(journal) < share * whole and process.poll() is None:
+        process = start_plan(tmp_path, "killed", *more, halt=whole // 3)
+        while num_lines(journal) < share * whole:
+            assert process.poll() is None, "the run ended before it could be killed"
             time.sleep(0.002)
-        assert process.poll() is None, "the run ended before it could be killed"
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
         assert json.loads((tmp_path / "killed" / "manifest.json").read_text())["status"] == "running"

