@@ -26,4 +26,4 @@ def halt_after(num: int) -> None:
             print("halted", flush=True)
             time.sleep(WAIT_S)
 
-    Journal.append = halting  # type: ignore[method-assign]
+    Journal.append = halting  # type: ignore[assignment, method-assign]
