@@ -38,6 +38,7 @@ SD = {  # prior standard deviation of each family of features
     "balance": 0.15,
     "count": 0.05,
     "other_count": 0.05,
+    "ranks": 0.3,
 }
 
 
@@ -53,6 +54,8 @@ class Features:
         sizes = {"kind": 1, "gpu": len(screen.gpus), "layout": len(names), "shape": len(screen.shapes) + 1}
         sizes |= {f"other_{name}": sizes[name] for name in ("gpu", "layout", "shape")}
         sizes |= {"balance": NUM_BALANCES, "count": NUM_COUNTS, "other_count": NUM_COUNTS}
+        ranks, self._ranks = np.unique([shape.parallelism.dp for shape in screen.shapes], return_inverse=True)
+        sizes["ranks"] = max(len(ranks), 1)
         self._kinds = 4 * len(screen.modes)  # mode and side: each learns its own weights
         self._offsets = dict(zip(sizes, np.cumsum([0, *list(sizes.values())[:-1]]) * self._kinds, strict=True))
         self.num = sum(sizes.values()) * self._kinds
@@ -81,8 +84,13 @@ class Features:
             "count": _octave(count),
             "other_count": _octave(other_count),
         }
+        values["ranks"] = self._ranks[limiting]
         kind = rows.mode * 4 + rows.side
         return np.stack([self._offsets[name] + value * self._kinds + kind for name, value in values.items()], axis=1)
+
+    def layouts(self, rows: Rows) -> IntArray:
+        """(n, 2) GPU and degrees of both pools by number."""
+        return np.stack([self._layout[rows.first], np.where(rows.second >= 0, self._layout[rows.second], -1)], axis=1)
 
 
 def _octave(counts: IntArray) -> IntArray:
@@ -146,6 +154,11 @@ class Staircase:
         knots = np.concatenate(([0.0], usd_per_h, [max(ref_usd_per_h, *usd_per_h, 0.0)]))
         steps = np.concatenate(([0.0], goodput_req_s))
         self._knots, self._area = knots, np.concatenate(([0.0], np.cumsum(steps * np.diff(knots))))
+
+    @property
+    def area(self) -> float:
+        """Dominated between the points and (0 req/s, `ref_usd_per_h`)."""
+        return float(self._area[-1])
 
     def at(self, usd_per_h: FloatArray) -> FloatArray:
         """Most goodput for at most these costs."""

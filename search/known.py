@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from search.classes import StrategyClass
 from search.evaluate import Evaluation
 from search.forecast import Staircase
 from search.pareto import hypervolume, non_dominated
@@ -85,6 +86,10 @@ class Known:
             for s in reversed(carrying)
         }
         return sorted(by_shapes.values(), key=self.cost)[:most]
+
+    def best_of(self, members: StrategyClass) -> float:
+        """$/h of the cheapest of a class that carries the demand; infinite where none does."""
+        return min((self.cost(s) for s in self.evaluations if self._carries(s) and s in members), default=np.inf)
 
     def best_and_front(self, most_carrying: int) -> list[Strategy]:
         """Strategies that carry the demand at least cost, a few, and then the front's by rising cost."""

@@ -10,20 +10,25 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtr
 
-from search.forecast import Features, Forecast, most_gain, shortfall
+from search.classes import classes_of, plainest
+from search.forecast import NOISE, Features, Forecast, most_gain, shortfall
 from search.known import Known
 from search.screen import MARGIN, Rows, Screen
 from spaces.strategy import Strategy
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
-HOPES = (1.0, 2.0, 3.0)  # standard deviations above the forecast that a strategy may prove to be, one after the other
+# What a strategy may prove to be, one hope after the other: deviations above the forecast, the share of the area that
+# is worth an evaluation, and what the features do not tell, which the forecast's deviation leaves out.
+HOPES = ((1.0, 1e-6, 0.0), (2.0, 1e-6, 0.0), (3.0, 1e-6, 0.0), (3.0, 5e-4, NOISE))
 FILL = 16  # strategies that a generation of forecasts should have, so that no worker waits for another
-LEAST_GAIN_FRAC = 1e-6  # of the area: less is not worth an evaluation
 DEMAND_FRAC = 0.25  # of a forecast generation looks for less cost at the demand
 LEAST_CHANCE = 0.02  # that it carries the demand, for a cheaper strategy to be tried
 LEAST_SAVING_FRAC = 1e-5  # of the best cost, expected: less is not worth an evaluation
 NUM_CHEAPEST = 4  # choices of shapes whose counts are looked at closely
+CLASS_FRAC = 0.25  # of a forecast generation looks for less cost in the classes that the best is not of
+LEAST_CLASS_FRAC = 0.002  # of the best cost of a class, expected: less is not worth an evaluation
+MOST_OF_CLASS = 4_000  # rows of a class that are forecast, the cheapest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +55,7 @@ class Prospects:
         self._open = np.ones(len(screen.table), dtype=bool)  # neither known nor refused
         self._features = Features(screen)
         self._table_features = self._features.of(screen.table)
+        self._classes = [(one, screen.mask(one.is_disaggregated, one.gpu)) for one in classes_of(screen.space)]
         self._close(screen.rows(list(self.known.evaluations)))
 
     def widen(self) -> bool:
@@ -104,6 +110,11 @@ class Prospects:
 
     # ---- proposing
 
+    def plainest(self, room: int) -> list[Strategy]:
+        """Tensor parallelism alone, at every degree, as many as the demand asks for: what everyone would try first."""
+        tried = plainest(self.screen)
+        return [strategy for strategy in tried if strategy in self.screen.space and strategy not in self.known][:room]
+
     def unruled(self, room: int) -> list[Strategy]:
         """Strategies of the table that the bound cannot rule out, those with the best bound for their cost first."""
         rows, table = self._hopeful_rows(), self.screen.table
@@ -119,15 +130,42 @@ class Prospects:
         mean, sd = fitted.of(self._table_features[rows])
         chosen = self._cheaper(hopefuls, mean, sd, int(DEMAND_FRAC * room))
         close = self._close_to_best(fitted, int(DEMAND_FRAC * room))
-        staircase, least = self.known.staircase(), LEAST_GAIN_FRAC * max(self.known.area(), 1e-12)
-        for hope in HOPES:
-            left = room - len(close) - len(chosen)
-            if room - left < min(FILL, room):
-                hoped = hopefuls.bound_req_s * np.minimum(np.exp(mean + hope * sd), MARGIN)
+        behind = self._best_of_classes(fitted, int(CLASS_FRAC * room))
+        cheaper = rows[chosen].tolist() + behind
+        staircase, area = self.known.staircase(), max(self.known.area(), 1e-12)
+        for hope, least_frac, noise in HOPES:
+            left = room - len(close) - len(chosen) - len(behind)
+            if len(close) + len(chosen) < min(FILL, room):
+                hoped = hopefuls.bound_req_s * np.minimum(np.exp(mean + hope * np.hypot(sd, noise)), MARGIN)
                 hoped = np.minimum(hoped, self.screen.ceiling_req_s)
                 hoped[chosen] = 0.0
-                chosen += most_gain(hoped, hopefuls.usd_per_h, staircase, room=left, least_gain=least)
-        return close + self._take(rows[list(dict.fromkeys(chosen))], room - len(close))
+                chosen += most_gain(hoped, hopefuls.usd_per_h, staircase, room=left, least_gain=least_frac * area)
+        taken = np.array(list(dict.fromkeys([*cheaper, *rows[chosen].tolist()])), dtype=np.int64)
+        return close + self._take(taken, room - len(close))
+
+    def _best_of_classes(self, fitted: Forecast, room: int) -> list[int]:
+        """Rows of the table that may carry the demand for less than the best known of their class, of layouts one each.
+
+        Classes are those that an answer compares (`search.classes`); the one of the best strategy is left to others.
+        """
+        table, found = self.screen.table, dict[int, None]()
+        demand = self.screen.demand_req_s
+        classes = [] if demand is None else self._classes
+        for number, (member, mask) in enumerate(classes):
+            best = min(self.known.best_of(member), self.screen.most_usd_per_h)
+            if best <= self.known.best_usd_per_h:
+                continue
+            may = mask & self._open & (table.usd_per_h < best)
+            rows = np.flatnonzero(may & (table.bound_req_s * MARGIN >= (demand or 0.0)))
+            rows = rows[np.argsort(table.usd_per_h[rows], kind="stable")[:MOST_OF_CLASS]]
+            some = table.take(rows)
+            mean, sd = fitted.of(self._table_features[rows])
+            order = rows[self._cheaper(some, mean, sd, len(rows), best, LEAST_CLASS_FRAC)]
+            layouts = self._features.layouts(table.take(order))
+            _, first = np.unique(layouts, axis=0, return_index=True)
+            share = -(-(room - len(found)) // (len(classes) - number))
+            found |= dict.fromkeys(order[np.sort(first)][:share].tolist())
+        return list(found)
 
     def _close_to_best(self, fitted: Forecast, room: int) -> list[Strategy]:
         """Counts near those of the cheapest that carry the demand, and may cost less: a thinned table lacks them."""
@@ -159,14 +197,23 @@ class Prospects:
         seen = np.concatenate(self._seen) if self._seen else self._table_features[:0]
         return Forecast.fitted(self._features.sd, seen, np.concatenate([np.zeros(0), *self._shortfalls]))
 
-    def _cheaper(self, rows: Rows, mean: FloatArray, sd: FloatArray, room: int) -> list[int]:
+    def _cheaper(
+        self,
+        rows: Rows,
+        mean: FloatArray,
+        sd: FloatArray,
+        room: int,
+        best_usd_per_h: float = math.inf,
+        least_frac: float = LEAST_SAVING_FRAC,
+    ) -> list[int]:
         """Up to `room` rows of most expected saving: cheaper than the best, and likely to carry the demand."""
         if self.screen.demand_req_s is None or room < 1:
             return []
-        best = min(self.known.best_usd_per_h, self.screen.most_usd_per_h)
-        saving = (best - rows.usd_per_h) * self._chance(rows, mean, sd)
+        if math.isinf(best_usd_per_h):
+            best_usd_per_h = min(self.known.best_usd_per_h, self.screen.most_usd_per_h)
+        saving = (best_usd_per_h - rows.usd_per_h) * self._chance(rows, mean, sd)
         order = np.argsort(-saving, kind="stable")[:room]
-        return [int(row) for row in order[saving[order] > LEAST_SAVING_FRAC * best]]
+        return [int(row) for row in order[saving[order] > least_frac * best_usd_per_h]]
 
     def _chance(self, rows: Rows, mean: FloatArray, sd: FloatArray) -> FloatArray:
         """(n,) that these carry the demand; 0 where that is hardly worth a try."""

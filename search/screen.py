@@ -166,6 +166,14 @@ class Screen:
         columns = Columns(mode, first, second, x, y)
         return self._made(_taken(columns, self._permitted(columns)))
 
+    def mask(self, is_disaggregated: bool | None, gpu: str | None) -> BoolArray:
+        """(n,) the table's rows of one architecture, or that use one GPU type."""
+        paired = self.table.second >= 0
+        if gpu is None:
+            return np.asarray(paired == is_disaggregated)
+        number = self.gpus.index(gpu)
+        return np.asarray((self.gpu[self.table.first] == number) | (paired & (self.gpu[self.table.second] == number)))
+
     # ---- making rows
 
     def _made(self, columns: Columns) -> Rows:

@@ -1,11 +1,12 @@
 """The study: which strategies are evaluated, in what order, and what is remembered.
 
-Proposers fill synchronous generations: an *opening* (the front of the closed form, and what a previous run found),
-the Optuna *sampler*, the *forecast* (what should add most area to the front, or carry the demand for less) and, where
-that leaves room, *neighbours* of the front. Small spaces are gone through whole instead. A generation depends on the
-seed and on earlier results alone, so a study repeats exactly whatever the number of workers, and a resumed one goes
-the same way: finished evaluations come from the journal instead of a worker. A study that `explores` evaluates what
-it proposes on few requests, and at its end confirms at full effort what the answer rests on (`search.confirming`).
+Proposers fill synchronous generations: an *opening* (what a previous run found, the plainest layouts, and the front
+of the closed form), the Optuna *sampler*, the *forecast* (what should add most area to the front, or carry the demand
+for less than the best known, or than the best known of its architecture or GPU type) and, where that leaves room,
+*neighbours* of the front. Small spaces are gone through whole instead. A generation depends on the seed and on earlier
+results alone, so a study repeats exactly whatever the number of workers, and a resumed one goes the same way: finished
+evaluations come from the journal instead of a worker. A study that `explores` evaluates what it proposes on few
+requests, and at its end confirms at full effort what the answer rests on (`search.confirming`).
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from spaces.space import Space
 from spaces.strategy import Strategy
 
 GENERATION = (32, 256)  # strategies per synchronous generation, at least and at most: a sixteenth of the budget
-NUM_OPENING = 2  # generations that the closed form alone chooses
+NUM_OPENING = 2  # generations that the closed form chooses, after the plainest layouts
 REACH = 4.0  # times the demand: strategies that carry more answer nothing that was asked
 POLL_S = 0.05  # between two looks at what other drivers finished
 MAX_FAILED = 10  # evaluations that break before the study stops
@@ -145,6 +146,7 @@ class Study:
         for first in range(0, len(self.settings.warm), self._generation):
             warm = [s for s in self.settings.warm[first : first + self._generation] if s in self.space]
             self._evaluate(warm[: budget - len(self._known)], "warm start")
+        self._evaluate(prospects.plainest(self._room(budget // 6)), "opening")
         for _ in range(NUM_OPENING):
             self._evaluate(prospects.forecast(self._room(budget // 3)), "opening")
         until = min(budget, len(self._known) + int(SAMPLER_FRAC * budget))
@@ -197,7 +199,7 @@ class Study:
 
     def _confirm(self) -> None:
         """Evaluate at full effort what the answer rests on, until all of it is."""
-        while doubted := to_confirm(list(self._offers()), self.settings.demand_req_s):
+        while doubted := to_confirm(list(self._offers()), self.settings.demand_req_s, self._known.ceiling_req_s):
             self._remember(doubted, exploring=False)
             self._report("confirmation")
 

@@ -68,19 +68,25 @@ def offer(text: str, goodput: float, usd: float, *, is_explored: bool = True) ->
 
 
 def test_what_an_answer_rests_on() -> None:
-    """The front, what 4 % more would put on it, the best of each kind, and the cheaper that may carry the demand."""
+    """The front, the best of each kind, and the cheaper that may carry the demand; then what 8 % more adds to it."""
     known = [
         offer("1m-tp1@l40s", 8.7, 1.0),  # on the front, and may carry 9
         offer("2m-tp1@l40s", 8.65, 1.5),  # behind it, but may carry 9 for less than the best
         offer("3m-tp1@l40s", 8.0, 1.6),  # too small
         offer("4m-tp1@l40s", 9.2, 2.0, is_explored=False),  # the best, confirmed
-        offer("1m-tp1@h100_sxm", 9.1, 3.0),  # the best on H100, and on the front with 4 % more
-        offer("2m-tp1@h100_sxm", 9.1, 6.0),  # neither
+        offer("1m-tp1@h100_sxm", 9.1, 3.0),  # the best on H100
+        offer("2m-tp1@h100_sxm", 8.8, 6.0),  # on the front with 8 % more
         offer("1p-tp1@h100_sxm+1d-tp1@h100_sxm", 9.1, 7.0),  # the best of two pools
     ]
     asked = [str(strategy) for strategy in to_confirm(known, 9.0)]
-    assert asked == ["1m-tp1@l40s", "1m-tp1@h100_sxm", "1p-tp1@h100_sxm+1d-tp1@h100_sxm", "2m-tp1@l40s"]
-    assert [str(strategy) for strategy in to_confirm(known, None)] == ["1m-tp1@l40s", "1m-tp1@h100_sxm"]
+    assert asked == ["1m-tp1@l40s", "1p-tp1@h100_sxm+1d-tp1@h100_sxm", "1m-tp1@h100_sxm", "2m-tp1@l40s"]
+    assert [str(strategy) for strategy in to_confirm(known, None)] == ["1m-tp1@l40s"]
+    settled = [
+        replace(o, evaluation=replace(o.evaluation, is_explored=str(o.strategy) in {"3m-tp1@l40s", "2m-tp1@h100_sxm"}))
+        for o in known
+    ]
+    assert [str(strategy) for strategy in to_confirm(settled, 9.0)] == ["2m-tp1@h100_sxm"]
+    assert to_confirm(settled, 9.0, ceiling_req_s=9.0) == []
 
 
 def test_the_answer_rests_on_confirmed_goodputs_alone() -> None:
