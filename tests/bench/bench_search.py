@@ -4,6 +4,7 @@
     python -m tests.bench.bench_search plan workers scale  time of whole plans
     python -m tests.bench.bench_search exact explored     what the bound leaves to simulate; what few requests find
     python -m tests.bench.bench_search overhead           what the study adds to the simulations
+    python -m tests.bench.bench_search classes            least cost of each architecture beside a long study of it
 
 Ground truth (every strategy of three spaces simulated, a quarter of an hour on one core) is kept in `--cache` and
 extended where it was left. Times depend on the machine and its load; ratios and shares less so.
@@ -70,6 +71,26 @@ PROBLEMS: dict[str, dict[str, Any]] = {
         "slo": {"ttft": {"p90_ms": 1500}, "tpot": {"p90_ms": 50}},
         "gpus": ["h100_sxm", "h200_sxm"],
         "search": {"max_gpus": 16, "pp": [1], "dp": [1, 2, 4], "ep": [1, 8], "tokens": [8192], "seqs": [64, 256]},
+    },
+}
+LONG = {
+    "kind": "lognormal",
+    "input_tokens": {"median": 2000, "sigma": 0.9, "max": 16000},
+    "output_tokens": {"median": 500, "sigma": 0.7, "max": 4000},
+}
+LARGE: dict[str, dict[str, Any]] = {
+    "DeepSeek-R1": {
+        "model": {"id": "deepseek-ai/DeepSeek-R1", "weights": "fp8", "kv": "fp8"},
+        "engine": "sglang",
+        "traffic": {"rate_req_s": 15, "lengths": LONG},
+        "slo": {"ttft": {"p90_ms": 3000}, "tpot": {"p90_ms": 60}},
+        "gpus": ["h200_sxm", "b200_sxm"],
+    },
+    "Qwen3-235B": {
+        "model": {"id": "Qwen/Qwen3-235B-A22B", "weights": "fp8"},
+        "traffic": {"rate_req_s": 15, "lengths": LONG},
+        "slo": {"ttft": {"p90_ms": 3000}, "tpot": {"p90_ms": 60}},
+        "gpus": ["h100_sxm", "h200_sxm", "b200_sxm"],
     },
 }
 SIXTEEN = PROBLEMS["Qwen3-32B"] | {"search": {"max_gpus": 16, "screen": False, "sampler": "random", "trials": 1000}}
@@ -203,6 +224,29 @@ def _over_bound(every: Truth) -> FloatArray:
     sound = [(Strategy.parse(text), found) for text, found in every.by_text.items() if found.is_ok]
     bound = Screen(every.space, every.tariff, seed=0).rows([strategy for strategy, _ in sound]).bound_req_s
     return np.array([found.goodput_req_s for _, found in sound]) / bound
+
+
+def classes(_: Path) -> None:
+    """Least cost of each architecture that ordinary plans of large models find, beside a long study of it alone."""
+    print("| problem | architecture | long study of it alone | plans of 200 trials, 5 seeds |\n|---|---|---|---|")
+    for name, given in LARGE.items():
+        long = {one: _least(given, one, 700, 1, (one,)) for one in ("collocated", "disaggregated")}
+        for one, least in long.items():
+            found = [_least(given, one, 200, seed, tuple(long)) for seed in range(5)]
+            print(f"| {name} | {one} | ${least:.2f} | {', '.join(f'{cost / least - 1:+.1%}' for cost in found)} |")
+
+
+def _least(given: Mapping[str, Any], architecture: str, trials: int, seed: int, allowed: tuple[str, ...]) -> float:
+    """$/h of the architecture's cheapest strategy that carries the demand, of a study of those allowed."""
+    spec = spec_of("large", {**given, "search": {"max_gpus": 64, "architectures": list(allowed)}})
+    problem, tariff, demand = spec.problem(), tariff_of(spec), spec.traffic.rate_req_s
+    executor = LocalExecutor(problem, seed=0, threads=os.cpu_count() or 1)
+    settings = Settings(trials=trials, seed=seed, demand_req_s=demand, explores=True)
+    found = Study(Space(problem), executor, tariff, settings).run().evaluations
+    executor.close()
+    carrying = [Strategy.parse(e.strategy) for e in found if e.goodput_req_s >= demand and not e.is_explored]
+    kind = architecture == "disaggregated"
+    return min((tariff.usd_per_h(s) for s in carrying if s.is_disaggregated == kind), default=np.inf)
 
 
 def explored(cache: Path) -> None:
@@ -391,6 +435,7 @@ def main() -> None:
         "scale": scale,
         "truth": truths,
         "exact": exact,
+        "classes": classes,
         "explored": explored,
     }
     for name in (argument for argument in arguments if not argument.startswith("--")):
