@@ -3,7 +3,7 @@
 Where a row is silent: KV blocks hold fp8 if the weights are fp8 or fp4 (the recipes of the benchmarked engines set it),
 bf16 otherwise; KV caches cross between pools over NVLink inside one domain and the network beyond it. A layout that our
 memory model finds too large was run nevertheless: it is answered with all of the GPU's memory less the reserve, and if
-that is too little with KV blocks for four of the run's longest requests, and marked `relaxed`.
+that is too little for the run's longest request with KV blocks for four of them, and marked `relaxed`.
 
 TensorRT-LLM in the gap analysis: Little's law on its TTFT (concurrency × excess / E2E = 0.7-0.9 at concurrency 8-32,
 whatever the lengths) says that one request always waits for a slot: the batch limit was the concurrency, and padding of
@@ -226,14 +226,14 @@ def _blocks(
 ) -> tuple[int, bool]:
     """KV blocks, and whether memory had to be relaxed for them."""
     model, gpu = load_model(run.model), load_gpu(run.gpu)
+    longest = run.input_bounds[1] + run.output_bounds[1]
     if recipe_of(run).speculation is not None:
         model = with_draft_layers(model)
     for share, relaxed in ((engine.memory.utilisation_frac, False), (1.0, True)):
         policy = replace(engine.memory, utilisation_frac=share)
         blocks = num_kv_blocks(model, gpu, parallelism, dtypes=dtypes, limits=limits, policy=policy)
-        if not isinstance(blocks, Infeasible):
+        if not isinstance(blocks, Infeasible) and blocks * BLOCK_TOKENS >= longest:
             return blocks, relaxed
-    longest = run.input_bounds[1] + run.output_bounds[1]
     return -(-FALLBACK_REQUESTS * longest // BLOCK_TOKENS), True
 
 

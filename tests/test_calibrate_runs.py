@@ -123,6 +123,41 @@ def test_recipes_fill_what_rows_leave_open(runs: list[MeasuredRun]) -> None:
 
 
 @pytest.mark.shared
+def test_servers_without_measured_runs_follow_their_scripts(runs: list[MeasuredRun]) -> None:
+    """gpt-oss under vLLM and DeepSeek-R1 under TensorRT-LLM take budgets, seats and caches from InferenceMAX's scripts
+    (gptoss_fp4_h100.sh, gptoss_fp4_b200.sh, dsr1_fp8_h200_trt.sh): a step holds 8,192 tokens, or a longer prompt and
+    what is in flight."""
+    gpt = next(r for r in runs if r.model.endswith("gpt-oss-120b") and r.source == "silicon/inferencemax")
+    r1 = next(
+        r for r in runs if r.model.endswith("DeepSeek-R1") and r.input_bounds[1] == 8192 and r.mode == "collocated"
+    )
+    short = replace(r1, input_bounds=(819, 1024))
+
+    def settings(run: MeasuredRun, gpu: str, engine: str) -> tuple[int, int | None, str]:
+        told = replace(run, gpu=gpu, engine=engine, engine_version=None, concurrency=64)
+        return recipe_of(told).max_num_batched_tokens or 0, recipe_of(told).max_num_seqs, kv_dtype_of(told)
+
+    assert settings(gpt, "h100_sxm", "vllm") == (8192, 64, "bf16")
+    assert settings(gpt, "b200_sxm", "vllm") == (8192, 512, "fp8")
+    assert settings(short, "h200_sxm", "trtllm") == (8192, None, "fp8")
+    assert settings(r1, "b200_sxm", "trtllm") == (8192 + 64, None, "fp8")
+
+
+@pytest.mark.shared
+def test_a_layout_with_room_for_less_than_a_request_is_answered(runs: list[MeasuredRun]) -> None:
+    """70 GB of weights leave an H100 room for 3,000 tokens; a run of longer requests happened, so it is answered with
+    room for four of them and marked, as one without any room is."""
+    mine = next(r for r in runs if r.model.endswith("Llama-3.1-70B") and r.engine == "vllm" and r.weight_dtype == "fp8")
+    tp1 = replace(mine.pools[0], parallelism=Parallelism())
+    run = replace(mine, gpu="h100_sxm", source="silicon/nvidia_internal_gap_analysis", pools=(tp1,), concurrency=4)
+    for input_tokens in (1024, 8192):
+        long = replace(run, input_bounds=(input_tokens, input_tokens), output_bounds=(8192, 8192), num_requests=8)
+        found = answer(long)
+        assert found.relaxed
+        assert all(np.isfinite(found.latency_ms[name]) for name in ("ttft_mean_ms", "tpot_mean_ms"))
+
+
+@pytest.mark.shared
 def test_scripts_and_versions_say_what_norms_join(runs: list[MeasuredRun]) -> None:
     """The scripts of vLLM fuse norms for Llama-3.1-70B on B200 and not on H200; later versions do so of themselves, as
     do TensorRT-LLM's models; SGLang's Qwen3.5 does where its script says so, on H200 and for bf16."""
