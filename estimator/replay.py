@@ -21,7 +21,7 @@ from estimator.build import instance_of, layout_kernels
 from estimator.catalogue.engines import load_engine
 from estimator.catalogue.gpus import load_gpu
 from estimator.catalogue.models import load_model
-from estimator.catalogue.recipes import latent_out_of, recipe_of
+from estimator.catalogue.recipes import Recipe, latent_out_of, recipe_of
 from estimator.drafting import DraftKernels, draft_kernels
 from estimator.dtypes import Dtypes, KvDtype, WeightDtype
 from estimator.engine import Engine, EngineCosts, KernelFusion
@@ -173,6 +173,8 @@ def _engine_of(run: MeasuredRun, engine: Engine) -> Engine:
     share = run.memory_utilisation_frac or recipe.memory_utilisation_frac
     if share is not None:
         engine = replace(engine, memory=replace(engine.memory, utilisation_frac=share))
+    if recipe.graph_tokens is not None:
+        engine = replace(engine, mixed_graph_tokens=recipe.graph_tokens)
     if recipe.speculation is not None:
         engine = replace(engine, asynchronous=False)  # SGLang's EAGLE worker takes no overlapped schedule (0.5.9)
     engine = replace(engine, fusion=_fusion_of(run, engine))
@@ -202,9 +204,7 @@ def _prepared_pool(run: MeasuredRun, pool: PoolLayout, engine: Engine) -> Prepar
     engine = pool_engine(run, pool, engine)
     limits = pool_limits(run, pool, limits_of(run, engine))
     dtypes = Dtypes(weight=_weight_dtype(run), kv=kv_dtype_of(run), latent_out=latent_out_of(run))
-    parallelism = _possible(run.model, pool_parallelism(run, pool), run.weight_dtype)
-    if not recipe_of(run).attention_dp:
-        parallelism = replace(parallelism, tp=parallelism.tp * parallelism.dp, dp=1)
+    parallelism = launched(_possible(run.model, pool_parallelism(run, pool), run.weight_dtype), recipe_of(run))
     blocks, relaxed = _blocks(run, parallelism, dtypes, limits, engine)
     model, gpu, speculation = load_model(run.model), load_gpu(run.gpu), recipe_of(run).speculation
     drafts = None
@@ -219,6 +219,15 @@ def _prepared_pool(run: MeasuredRun, pool: PoolLayout, engine: Engine) -> Prepar
         relaxed=relaxed,
         drafts=drafts,
     )
+
+
+def launched(parallelism: Parallelism, recipe: Recipe) -> Parallelism:
+    """The layout that the script started, whatever its rows are listed under."""
+    if not recipe.attention_dp:
+        parallelism = replace(parallelism, tp=parallelism.tp * parallelism.dp, dp=1)
+    if recipe.expert_groups is None:
+        return parallelism
+    return replace(parallelism, ep=1 if recipe.expert_groups == "none" else parallelism.tp * parallelism.dp)
 
 
 def _blocks(

@@ -18,7 +18,9 @@ from estimator.speculation import Speculation
 from estimator.system import CollocatedPolicy
 
 Family = Literal["dense", "moe", "mxfp4", "latent", "sparse", "hybrid"]
+ExpertGroups = Literal["none", "all"]
 LEAST_CHUNK_TOKENS = 2048  # vLLM's SchedulerConfig.DEFAULT_MAX_NUM_BATCHED_TOKENS
+EQUAL = ("engine", "architecture", "gpu", "isl", "osl", "ep")  # conditions with one value
 BUSY_CONCURRENCY = 16  # from here the scripts let the scheduler look at its queue less often
 
 
@@ -39,6 +41,8 @@ class Recipe:
     output_s_per_token: float = 0.0
     fuses_norms: bool | None = None
     attention_dp: bool = True  # attention is divided among ranks where the row says so
+    expert_groups: ExpertGroups | None = None  # as the script started the server, where its rows say otherwise
+    graph_tokens: int | None = None  # steps with prompts replay CUDA graphs up to so many
     tuning_s: float = 0.0  # the server stands still so long before its first full step of prompts
 
 
@@ -76,7 +80,9 @@ def _facts(run: MeasuredRun) -> dict[str, Any]:
         "mode": run.mode,
         "engine": run.engine,
         "version": run.engine_version or (),
+        "gpu": run.gpu,
         "architecture": load_gpu(run.gpu).architecture,
+        "concurrency": run.concurrency or 0,
         "isl": run.input_bounds[1],
         "osl": run.output_bounds[1],
         "family": family_of(load_model(run.model)),
@@ -92,7 +98,8 @@ def recipe_of(run: MeasuredRun) -> Recipe:
     found = _found(tuple(_facts(run).items()))
     max_num_seqs, tokens, drafts = (found.get(n) for n in ("max_num_seqs", "max_num_batched_tokens", "draft_tokens"))
     if "chunk_isl" in found:
-        tokens = max(LEAST_CHUNK_TOKENS, found["chunk_isl"] * run.input_bounds[1] + (run.concurrency or 0))
+        decodes = (run.concurrency or 0) if found.get("chunk_seqs", False) else 0
+        tokens = max(LEAST_CHUNK_TOKENS, found["chunk_isl"] * run.input_bounds[1] + decodes)
     return Recipe(
         kv_dtype=found.get("kv"),
         max_num_batched_tokens=tokens,
@@ -106,6 +113,8 @@ def recipe_of(run: MeasuredRun) -> Recipe:
         output_s_per_token=found.get("output_s_per_token", 0.0),
         fuses_norms=found.get("fuses_norms"),
         attention_dp=found.get("attention_dp", True),
+        expert_groups=found.get("expert_groups"),
+        graph_tokens=found.get("graph_tokens"),
         tuning_s=found.get("tuning_s", 0.0),
         speculation=drafts and Speculation(draft_tokens=drafts, acceptance=found["acceptance"]),
     )
@@ -132,6 +141,7 @@ def _fits(entry: dict[str, Any], facts: dict[str, Any]) -> bool:
         and not (entry.get("unversioned", False) and facts["version"])
         and ("before" not in entry or facts["version"] < tuple(entry["before"]))
         and ("note_lacks" not in entry or entry["note_lacks"] not in facts["note"])
-        and all(entry[name] == facts[name] for name in ("engine", "architecture", "isl", "osl", "ep") if name in entry)
+        and facts["concurrency"] >= entry.get("least_concurrency", 0)
+        and all(entry[name] == facts[name] for name in EQUAL if name in entry)
         and all(facts[name] in entry[name] for name in ("family", "weight", "tp") if name in entry)
     )

@@ -1,0 +1,82 @@
+"""What launch scripts say of measured runs beside their rows: the layout that was started, its graphs, its budget."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from estimator.catalogue.models import load_model
+from estimator.catalogue.recipes import Recipe, family_of
+from estimator.measured_runs import MeasuredRun, read_runs
+from estimator.parallelism import Parallelism
+from estimator.replay import answer, launched, prepare
+
+
+@pytest.fixture(scope="module")
+def runs(shared: Path) -> list[MeasuredRun]:
+    """Every measured run."""
+    return read_runs(shared / "measured" / "measurements.csv")
+
+
+def listed(run: MeasuredRun) -> Parallelism:
+    return run.pools[0].parallelism
+
+
+def started(run: MeasuredRun) -> Parallelism:
+    return prepare(run).pools[0].parallelism
+
+
+def chosen(runs: list[MeasuredRun], engine: str, family: str, **where: object) -> list[MeasuredRun]:
+    """Collocated InferenceMAX runs of an engine and a kind of model."""
+    found = [r for r in runs if r.mode == "collocated" and r.source == "silicon/inferencemax" and r.engine == engine]
+    found = [r for r in found if family_of(load_model(r.model)) == family]
+    return [r for r in found if all(getattr(r, name) == value for name, value in where.items())]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "layout"),
+    [
+        (Recipe(), Parallelism(tp=2, dp=4, ep=8)),
+        (Recipe(attention_dp=False), Parallelism(tp=8, ep=8)),
+        (Recipe(expert_groups="none"), Parallelism(tp=2, dp=4)),
+        (Recipe(attention_dp=False, expert_groups="none"), Parallelism(tp=8)),
+    ],
+)
+def test_a_script_without_a_flag_starts_no_such_layout(recipe: Recipe, layout: Parallelism) -> None:
+    """Ranks and expert groups of a row hold where its script has flags for them; the GPUs stay the same."""
+    assert launched(Parallelism(tp=2, dp=4, ep=8), recipe) == layout
+    assert layout.num_gpus == 8
+
+
+def test_a_script_that_always_groups_experts_does_so_over_all_gpus() -> None:
+    """Whatever its rows state."""
+    assert launched(Parallelism(tp=2, dp=4), Recipe(expert_groups="all")) == Parallelism(tp=2, dp=4, ep=8)
+
+
+@pytest.mark.shared
+def test_kimi_ran_tensor_parallel_whatever_its_rows_list(runs: list[MeasuredRun]) -> None:
+    """kimik2.5_fp4_b200.sh and _b300.sh know --tensor-parallel-size alone (read 2026-11-26)."""
+    mine = chosen(runs, "vllm", "latent", weight_dtype="fp4")
+    assert {(listed(r).dp, listed(r).ep) for r in mine} == {(1, 1), (1, 4), (4, 4)}
+    assert {started(r) for r in mine} == {Parallelism(tp=4), Parallelism(tp=8)}
+
+
+@pytest.mark.shared
+def test_graphs_of_prompts_pay_at_short_ones(runs: list[MeasuredRun]) -> None:
+    """The same layout measured under both scripts of Kimi: with graphs to 2,048 tokens prompts of 1,024 were faster, by
+    less those of 8,192, and so are ours."""
+    gains: dict[int, list[tuple[float, float]]] = {1024: [], 8192: []}
+    kimi = chosen(runs, "vllm", "latent", weight_dtype="fp4", gpu="b200_sxm", output_bounds=(819, 1024))
+    later = {(r.input_bounds[1], r.concurrency): r for r in kimi if listed(r) == Parallelism(tp=4)}
+    for run in kimi:
+        other = later.get((run.input_bounds[1], run.concurrency))
+        if listed(run).ep == 4 and listed(run).dp == 1 and other is not None:
+            ours, theirs = (answer(r).latency_ms["tpot_mean_ms"] for r in (run, other))
+            measured = run.measured_ms["tpot_mean_ms"] / other.measured_ms["tpot_mean_ms"]
+            gains[run.input_bounds[1]].append((ours / theirs, measured))
+    short, long = (sum(one for one, _ in gains[isl]) / len(gains[isl]) for isl in (1024, 8192))
+    measured_short, measured_long = (sum(two for _, two in gains[isl]) / len(gains[isl]) for isl in (1024, 8192))
+    assert measured_short > measured_long + 0.05
+    assert short > long + 0.005
+    assert short > 1.005
