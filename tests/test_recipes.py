@@ -63,6 +63,14 @@ def test_kimi_ran_tensor_parallel_whatever_its_rows_list(runs: list[MeasuredRun]
 
 
 @pytest.mark.shared
+def test_old_servers_of_deepseek_in_fp4_grouped_experts(runs: list[MeasuredRun]) -> None:
+    """--enable-ep-moe set ep to tp before rows stated it (InferenceMAX pull request 204); later ones state it."""
+    mine = chosen(runs, "sglang", "latent", weight_dtype="fp4", gpu="b200_sxm")
+    assert {listed(r) for r in mine if r.engine_version is None} == {Parallelism(tp=4), Parallelism(tp=8)}
+    assert {started(r) for r in mine} == {Parallelism(tp=4, ep=4), Parallelism(tp=8, ep=8)}
+
+
+@pytest.mark.shared
 def test_graphs_of_prompts_pay_at_short_ones(runs: list[MeasuredRun]) -> None:
     """The same layout measured under both scripts of Kimi: with graphs to 2,048 tokens prompts of 1,024 were faster, by
     less those of 8,192, and so are ours."""
