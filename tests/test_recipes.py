@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from estimator.catalogue.engines import load_engine
 from estimator.catalogue.models import load_model
-from estimator.catalogue.recipes import Recipe, family_of
+from estimator.catalogue.recipes import Recipe, family_of, recipe_of
 from estimator.measured_runs import MeasuredRun, read_runs
 from estimator.parallelism import Parallelism
-from estimator.replay import answer, launched, prepare
+from estimator.replay import answer, kv_dtype_of, launched, limits_of, prepare
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +73,28 @@ def test_old_servers_of_deepseek_in_fp4_grouped_experts(runs: list[MeasuredRun])
 
 
 @pytest.mark.shared
+def test_data_parallel_rows_hold_where_the_script_has_a_flag_for_them(runs: list[MeasuredRun]) -> None:
+    """minimaxm2.5_fp4_b300.sh reads DP_ATTENTION, minimaxm2.5_fp8_b300.sh does not."""
+    mine = [r for r in chosen(runs, "vllm", "moe", gpu="b300_sxm") if listed(r).dp > 1]
+    assert {listed(r) for r in mine} == {Parallelism(dp=2, ep=2), Parallelism(dp=4, ep=4)}
+    assert {started(r) for r in mine if r.weight_dtype == "fp4"} == {Parallelism(dp=2, ep=2), Parallelism(dp=4, ep=4)}
+    assert {started(r) for r in mine if r.weight_dtype == "fp8"} == {Parallelism(tp=2, ep=2), Parallelism(tp=4, ep=4)}
+
+
+@pytest.mark.shared
+def test_prompts_replay_graphs_as_far_as_the_script_captured_them(runs: list[MeasuredRun]) -> None:
+    """--max-cudagraph-capture-size 2048 of the B200's later and the B300's scripts; vLLM's own 512 elsewhere."""
+
+    def graphs(run: MeasuredRun) -> int:
+        return prepare(run).engine.mixed_graph_tokens
+
+    assert {graphs(r) for r in chosen(runs, "vllm", "moe", gpu="b300_sxm")} == {2048}
+    assert {graphs(r) for r in chosen(runs, "vllm", "moe", gpu="h200_sxm")} == {512}
+    kimi = chosen(runs, "vllm", "latent", weight_dtype="fp4", gpu="b200_sxm")
+    assert {(listed(r).ep, graphs(r)) for r in kimi} == {(1, 2048), (4, 512)}
+
+
+@pytest.mark.shared
 def test_graphs_of_prompts_pay_at_short_ones(runs: list[MeasuredRun]) -> None:
     """The same layout measured under both scripts of Kimi: with graphs to 2,048 tokens prompts of 1,024 were faster, by
     less those of 8,192, and so are ours."""
@@ -88,3 +112,23 @@ def test_graphs_of_prompts_pay_at_short_ones(runs: list[MeasuredRun]) -> None:
     assert measured_short > measured_long + 0.05
     assert short > long + 0.005
     assert short > 1.005
+
+
+@pytest.mark.shared
+def test_budgets_are_those_of_the_scripts(runs: list[MeasuredRun]) -> None:
+    """--max-num-batched-tokens is twice the prompt, no more; the gap analysis adds a token for each in flight."""
+    for run in chosen(runs, "vllm", "moe", gpu="b300_sxm"):
+        assert limits_of(run, load_engine("vllm")).max_num_batched_tokens == 2 * run.input_bounds[1]
+    gap = next(
+        r for r in runs if r.source.endswith("gap_analysis") and r.engine == "vllm" and r.input_bounds[1] == 4096
+    )
+    assert limits_of(gap, load_engine("vllm")).max_num_batched_tokens == 4096 + (gap.concurrency or 0)
+
+
+@pytest.mark.shared
+def test_early_scripts_on_hopper_leave_the_cache_as_it_comes(runs: list[MeasuredRun]) -> None:
+    """minimaxm2.5_fp8_h200.sh before 0.19 states neither format nor budget; later ones state both."""
+    run = next(iter(chosen(runs, "vllm", "moe", gpu="h200_sxm")))
+    later = replace(run, engine_version=(0, 20, 0))
+    assert (kv_dtype_of(run), recipe_of(run).max_num_batched_tokens) == ("bf16", None)
+    assert (kv_dtype_of(later), recipe_of(later).max_num_batched_tokens) == ("fp8", 16384)
