@@ -82,6 +82,18 @@ def test_data_parallel_rows_hold_where_the_script_has_a_flag_for_them(runs: list
 
 
 @pytest.mark.shared
+def test_old_servers_of_gpt_oss_on_blackwell_chose_expert_groups_themselves(runs: list[MeasuredRun]) -> None:
+    """TEP_REQUIRED of gptoss_fp4_b200_trt_slurm.sh: at TP 4 and 8, prompts of 1,024 and 16 in flight or more; its
+    cache was bf16, that of later scripts fp8."""
+    mine = chosen(runs, "trtllm", "mxfp4", gpu="b200_sxm", engine_version=None)
+    grouped = {r.id for r in mine if started(r).ep > 1}
+    busy = {r.id for r in mine if listed(r).tp >= 4 and r.input_bounds[1] == 1024 and (r.concurrency or 0) >= 16}
+    assert busy
+    assert grouped == busy
+    assert {kv_dtype_of(r) for r in mine} == {"bf16"}
+
+
+@pytest.mark.shared
 def test_prompts_replay_graphs_as_far_as_the_script_captured_them(runs: list[MeasuredRun]) -> None:
     """--max-cudagraph-capture-size 2048 of the B200's later and the B300's scripts; vLLM's own 512 elsewhere."""
 
