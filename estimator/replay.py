@@ -155,7 +155,11 @@ def limits_of(run: MeasuredRun, engine: Engine) -> EngineLimits:
 
 def _as_sent(run: MeasuredRun) -> MeasuredRun:
     """The run with the load that its recipe knows better than its row."""
-    if not recipe_of(run).inferencemax_load:
+    recipe = recipe_of(run)
+    if recipe.input_factor != 1.0:
+        fewest, most = (round(recipe.input_factor * tokens) for tokens in run.input_bounds)
+        run = replace(run, input_bounds=(fewest, most))
+    if not recipe.inferencemax_load:
         return run
     (_, most_input), (_, most_output) = run.input_bounds, run.output_bounds
     return replace(

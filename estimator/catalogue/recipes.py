@@ -44,6 +44,7 @@ class Recipe:
     expert_groups: ExpertGroups | None = None  # as the script started the server, where its rows say otherwise
     graph_tokens: int | None = None  # steps with prompts replay CUDA graphs up to so many
     tuning_s: float = 0.0  # the server stands still so long before its first full step of prompts
+    input_factor: float = 1.0  # tokens of a prompt as the server counts them, over those its client meant to send
 
 
 def family_of(model: ModelShape) -> Family:
@@ -116,6 +117,7 @@ def recipe_of(run: MeasuredRun) -> Recipe:
         expert_groups=found.get("expert_groups"),
         graph_tokens=found.get("graph_tokens"),
         tuning_s=found.get("tuning_s", 0.0),
+        input_factor=_input_factor(run),
         speculation=drafts and Speculation(draft_tokens=drafts, acceptance=found["acceptance"]),
     )
 
@@ -131,6 +133,12 @@ def _starts_cold(run: MeasuredRun, *, repeats: bool) -> bool:
     card, facts = _card(), _facts(run)
     fresh = repeats or any(source in run.source for source in card["cold_sources"])
     return fresh and any(_fits({"source": "", **entry}, facts) for entry in card["cold"])
+
+
+def _input_factor(run: MeasuredRun) -> float:
+    facts = _facts(run)
+    entries = (entry for entry in _card()["retokenised"] if _fits({"source": "", **entry}, facts))
+    return float(next(entries, {"input_factor": 1.0})["input_factor"])
 
 
 def _fits(entry: dict[str, Any], facts: dict[str, Any]) -> bool:
