@@ -192,7 +192,9 @@ def test_bursts_wait_for_kernels_that_are_compiled_when_they_first_run(runs: lis
         ("MiniMax-M2.5", "b300_sxm", "vllm"),  # a nightly build, whose number nobody states
         ("Llama-3.1-70B", "b200_sxm", "vllm"),
     }
-    assert {key[0] for key in cold if key[2] == "sglang"} == {"DeepSeek-R1", "GLM-5", "Qwen3.5-397B-A17B"}
+    sglang = {key[:2] for key in cold if key[2] == "sglang"}
+    assert {model for model, _ in sglang} == {"DeepSeek-R1", "GLM-5", "Qwen3.5-397B-A17B"}
+    assert ("DeepSeek-R1", "b300_sxm") not in sglang  # 0.5.10 runs every kernel as it captures prompts' graphs
 
 
 @pytest.mark.shared
