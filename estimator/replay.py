@@ -33,7 +33,7 @@ from estimator.memory import num_kv_blocks
 from estimator.model import MoeFfn
 from estimator.outcome import Infeasible
 from estimator.parallelism import Parallelism
-from estimator.replay_pools import pool_engine, pool_limits, pool_parallelism, pools_system
+from estimator.replay_pools import fuses_norms, pool_blocks, pool_engine, pool_limits, pool_parallelism, pools_system
 from estimator.requests import Requests
 from estimator.simulate import simulate
 from estimator.simulation import REJECTED, Simulation
@@ -197,7 +197,7 @@ def _is_early_vllm(run: MeasuredRun) -> bool:
 
 def _fusion_of(run: MeasuredRun, engine: Engine) -> KernelFusion:
     """The kernels that the run's version joined, or its script had it join."""
-    told, since = recipe_of(run).fuses_norms, NORM_FUSION_SINCE.get(run.engine)
+    told, since = fuses_norms(run, recipe_of(run).fuses_norms), NORM_FUSION_SINCE.get(run.engine)
     early = since is not None and run.engine_version is not None and run.engine_version < since
     if told is None:
         return replace(engine.fusion, norm_tokens=0) if early else engine.fusion
@@ -219,7 +219,7 @@ def _prepared_pool(run: MeasuredRun, pool: PoolLayout, engine: Engine) -> Prepar
         parallelism=parallelism,
         limits=limits,
         dtypes=dtypes,
-        num_blocks=blocks,
+        num_blocks=pool_blocks(run, pool, blocks),
         relaxed=relaxed,
         drafts=drafts,
     )

@@ -10,11 +10,11 @@ import pytest
 
 from estimator.catalogue.engines import load_engine
 from estimator.engine import EngineCosts
-from estimator.instance import EngineLimits
+from estimator.instance import BLOCK_TOKENS, EngineLimits
 from estimator.measured_runs import MeasuredRun, PoolLayout
 from estimator.parallelism import Parallelism
-from estimator.replay import answer
-from estimator.replay_pools import decode_seats, pool_engine, pool_limits, pool_parallelism
+from estimator.replay import answer, prepare
+from estimator.replay_pools import decode_seats, fuses_norms, pool_blocks, pool_engine, pool_limits, pool_parallelism
 
 SHARED = Path(__file__).parents[2] / "shared" / "measured" / "measurements.csv"
 
@@ -84,8 +84,50 @@ def test_deepep_layouts_of_sglang_divide_whole_balanced_experts() -> None:
         return pool_parallelism(run, pool).ep, found.deepep, found.power_law_routing
 
     assert started("gb200", wide) == (8, True, False)
-    assert started("gb200", narrow) == (1, False, True)
+    assert started("gb200", narrow) == (4, False, True)  # dep4 before a wide pool of decode
     assert started("b200_sxm", wide) == (1, False, True)
+
+
+def test_trays_of_sglang_are_laid_out_as_its_recipes_say() -> None:
+    """On GB200 low-latency pools are TP; before wide ones prefill is TP for long prompts, dep4 for short ones."""
+
+    def layouts(num_decode_ranks: int, longest: int, gpu: str = "gb200") -> list[tuple[int, int, int]]:
+        pools = tuple(PoolLayout(parallelism=Parallelism(dp=n), num_instances=1) for n in (4, num_decode_ranks))
+        run = two_pools(engine="sglang", gpu=gpu, pools=pools, input_bounds=(longest - 1, longest))
+        found = [pool_parallelism(run, pool) for pool in pools]
+        return [(layout.tp, layout.dp, layout.ep) for layout in found]
+
+    assert layouts(4, 1024) == [(4, 1, 1), (4, 1, 1)]
+    assert layouts(32, 8192) == [(4, 1, 1), (1, 32, 32)]
+    assert layouts(32, 1024) == [(1, 4, 4), (1, 32, 32)]
+    assert layouts(4, 1024, "b200_sxm") == [(1, 4, 1), (1, 4, 1)]
+
+
+@pytest.mark.parametrize(
+    ("num_decode_ranks", "longest", "step", "held"),
+    [(4, 1024, 8192, 8192), (4, 8192, 24_576, 32_768), (32, 1024, 16_384, 131_072), (32, 8192, 131_072, 131_072)],
+)
+def test_prefill_ranks_of_sglang_hold_what_its_recipes_say(
+    num_decode_ranks: int, longest: int, step: int, held: int
+) -> None:
+    """Steps and caches of a tray on GB200; a rank never holds more than fits, and decode as much as fits."""
+    pools = tuple(PoolLayout(parallelism=Parallelism(dp=n), num_instances=1) for n in (4, num_decode_ranks))
+    run = two_pools(engine="sglang", gpu="gb200", pools=pools, input_bounds=(longest - 1, longest))
+    assert pool_limits(run, pools[0], EngineLimits()).max_num_batched_tokens == step
+    assert pool_blocks(run, pools[0], 10**6) * BLOCK_TOKENS == held
+    assert pool_blocks(run, pools[0], 100) == 100
+    assert pool_blocks(run, pools[1], 10**6) == 10**6
+
+
+def test_norms_join_all_reduces_where_the_recipe_says_so() -> None:
+    """SGLang's two pools do on B200 and not on GB200 before 0.5.9; what a collocated run's script says stands."""
+    joined = {
+        gpu: prepare(two_pools(engine="sglang", gpu=gpu, engine_version=(0, 5, 8))).engine.fusion.norm_tokens > 0
+        for gpu in ("b200_sxm", "gb200")
+    }
+    assert joined == {"b200_sxm": True, "gb200": False}
+    assert fuses_norms(two_pools(engine="vllm"), None) is None
+    assert fuses_norms(replace(two_pools(engine="sglang"), pools=two_pools().pools[:1]), False) is False
 
 
 def test_ranks_of_vllm_in_a_rack_are_those_of_its_recipes() -> None:
