@@ -267,8 +267,10 @@ def _instance(run: MeasuredRun, pool: PreparedPool, engine: Engine) -> Instance:
         cost = pool.drafts.cost(load_gpu(run.gpu), engine, pool.limits, recipe.speculation)
         instance = replace(instance, cost=cost)
     instance = replace(instance, cost=_sharing_a_prefix(run, instance.cost))
-    cold_start_s = engine.costs_on(load_gpu(run.gpu).architecture).cold_start_s if recipe.starts_cold else 0.0
-    if (run.concurrency or 0) * sum(run.input_bounds) / 2 >= pool.limits.max_num_batched_tokens:
+    burst_tokens = (run.concurrency or 0) * sum(run.input_bounds) / 2
+    starts_cold = recipe.starts_cold and (len(run.pools) == 1 or burst_tokens >= _step_tokens(pool))
+    cold_start_s = engine.costs_on(load_gpu(run.gpu).architecture).cold_start_s if starts_cold else 0.0
+    if burst_tokens >= pool.limits.max_num_batched_tokens:
         cold_start_s += recipe.tuning_s
     return replace(
         instance,
@@ -277,6 +279,11 @@ def _instance(run: MeasuredRun, pool: PreparedPool, engine: Engine) -> Instance:
         cold_start_s=cold_start_s,
         output_s_per_token=recipe.output_s_per_token,
     )
+
+
+def _step_tokens(pool: PreparedPool) -> int:
+    """Of all ranks of an instance. Smaller shapes have run for the test prompt before the burst."""
+    return pool.limits.max_num_batched_tokens * pool.parallelism.dp
 
 
 def _sharing_a_prefix(run: MeasuredRun, cost: StepCost) -> StepCost:

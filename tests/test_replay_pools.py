@@ -179,3 +179,16 @@ def test_a_longer_hand_over_delays_the_first_token_by_itself() -> None:
         for s in (0.3, 0.1)
     )
     assert slow - fast == pytest.approx(200.0, rel=0.02)
+
+
+def test_a_burst_that_fills_a_step_waits_for_kernels_that_run_first() -> None:
+    """SGLang's two pools start cold: a burst of full steps waits for the whole cold start, smaller ones for none."""
+
+    def ttft_ms(concurrency: int, cold_start_s: float) -> float:
+        run = two_pools(engine="sglang", gpu="gb200", concurrency=concurrency, num_requests=concurrency, **SHORT_FP4)
+        run = replace(run, source="silicon/inferencemax", engine_version=(0, 5, 8))
+        engine = replace(load_engine("sglang"), costs={"": EngineCosts(cold_start_s=cold_start_s)})
+        return answer(run, engine).latency_ms["ttft_mean_ms"]
+
+    assert ttft_ms(128, 2.0) - ttft_ms(128, 0.5) == pytest.approx(1500.0, rel=0.01)
+    assert ttft_ms(4, 2.0) == ttft_ms(4, 0.5)

@@ -130,7 +130,7 @@ def latent_out_of(run: MeasuredRun) -> WeightDtype | None:
 
 def _starts_cold(run: MeasuredRun, *, repeats: bool) -> bool:
     """Whether the burst meets a fresh server that compiles kernels when they first run; `repeats` such a row."""
-    card, facts = _card(), _facts(run)
+    card, facts = _card(), {**_facts(run), "mode": "collocated"}  # two pools start cold alike
     fresh = repeats or any(source in run.source for source in card["cold_sources"])
     return fresh and any(_fits({"source": "", **entry}, facts) for entry in card["cold"])
 
