@@ -107,13 +107,6 @@ def expert_load(
     return ExpertLoad(tokens=tokens, touched=touched, rows=rows, tiles=tiles)
 
 
-def padded_load(layer: ExpertLayer) -> ExpertLoad:
-    """Load where each expert of this GPU multiplies a block of `PADDED_ROWS` rows, few of which hold tokens."""
-    local = np.atleast_1d(np.asarray(layer.experts_per_gpu, dtype=np.float64))
-    tiles = local[:, None] * np.ceil(PADDED_ROWS / TILE_ROWS)
-    return ExpertLoad(tokens=np.ones_like(local), touched=local, rows=local, tiles=tiles)
-
-
 def _busiest(chosen: FloatArray, local: FloatArray, sigmas: FloatArray) -> FloatArray:
     """Touched experts of the busiest rank: mean and `sigmas` standard deviations of `local` draws of that chance."""
     chosen = np.clip(chosen, 1e-9, 1.0)

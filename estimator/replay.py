@@ -183,14 +183,15 @@ def _engine_of(run: MeasuredRun, engine: Engine) -> Engine:
         engine = replace(engine, asynchronous=False)  # SGLang's EAGLE worker takes no overlapped schedule (0.5.9)
     engine = replace(engine, fusion=_fusion_of(run, engine))
     if _is_early_vllm(run):
-        engine = replace(engine, asynchronous=False, pads_experts=load_gpu(run.gpu).architecture == "hopper")
+        engine = replace(engine, asynchronous=False, groups_experts=load_gpu(run.gpu).architecture == "hopper")
     return engine
 
 
 def _is_early_vllm(run: MeasuredRun) -> bool:
-    """Before 0.14 vLLM scheduled step by step, and ran block-scaled experts on Hopper through DeepGEMM's padded layout.
+    """Before 0.14 vLLM scheduled step by step, and ran block-scaled experts on Hopper through DeepGEMM at any size.
 
-    (Release notes of v0.14.0; fused_moe/deep_gemm_moe.py at v0.12.0.)
+    (Release notes of v0.14.0; fused_moe/triton_deep_gemm_moe.py at v0.12.0, where `is_deep_gemm_e8m0_used()` decides
+    before the size does.)
     """
     return run.engine == "vllm" and run.engine_version is not None and run.engine_version < (0, 14)
 
@@ -311,7 +312,7 @@ Kind = tuple[str, bool, bool, bool, KernelFusion]
 
 def _kind_of(engine: Engine) -> Kind:
     """What an engine's kernels depend on: its name, how it runs experts, what it joins."""
-    return engine.name, engine.pads_experts, engine.power_law_routing, engine.deepep, engine.fusion
+    return engine.name, engine.groups_experts, engine.power_law_routing, engine.deepep, engine.fusion
 
 
 @lru_cache(maxsize=1024)
@@ -320,7 +321,7 @@ def _kernels(
 ) -> StepKernels:
     most_tokens = max(limits.max_num_batched_tokens, limits.max_num_seqs)
     name, pads, power_law, deepep, fusion = kind
-    engine = replace(load_engine(name), pads_experts=pads, power_law_routing=power_law, deepep=deepep, fusion=fusion)
+    engine = replace(load_engine(name), groups_experts=pads, power_law_routing=power_law, deepep=deepep, fusion=fusion)
     return layout_kernels(load_model(model), load_gpu(gpu), engine, parallelism, dtypes, most_tokens)
 
 

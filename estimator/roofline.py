@@ -160,6 +160,15 @@ class GemmCurve:
         overhead_s = self.launch_s + self._quantise_s(gpu.bandwidth_bytes_per_s, m, k, dtype) + odd * self.odd_s
         return np.asarray(overhead_s + product_s * (1.0 + odd * self.odd_frac))
 
+    def grouped_s(
+        self, gpu: Gpu, rows: FloatArray, n: FloatArray, k: FloatArray, dtype: str, num_bytes: FloatArray
+    ) -> FloatArray:
+        """Broadcast shape of rows, n, k: s of one kernel over groups of rows, whole tiles with weights of their own.
+
+        Without launch and quantisation; `num_bytes` are those of all groups.
+        """
+        return self._product_s(gpu, rows, n, k, dtype, num_bytes / self.memory_frac)
+
     def _bytes(self, m: FloatArray, n: FloatArray, k: FloatArray, dtype: str) -> FloatArray:
         weights = n * k * WEIGHT_BYTES[dtype]
         return np.asarray(weights + m * k * ACTIVATION_IN_BYTES[dtype] + m * n * ACTIVATION_BYTES)

@@ -173,12 +173,12 @@ def step_kernels(  # noqa: PLR0913  what a stage runs, on what, how divided and 
     num_layers: float,
     power_law: bool,
     block_scaled: bool,
-    pads_experts: bool = False,
+    groups_experts: bool = False,
     fused_norm_tokens: int = 0,
 ) -> StepKernels:
     """Time every operator on the grid and add equal kinds up; `block_scaled`: fp8 weights are scaled in blocks.
 
-    `pads_experts`: every block-scaled expert fills a tile of rows, chosen or not. `fused_norm_tokens`: steps of up to
+    `groups_experts`: block-scaled experts are grouped products of DeepGEMM. `fused_norm_tokens`: steps of up to
     so many tokens run no norm of their own.
     """
     zeros = np.zeros_like(tokens)
@@ -209,7 +209,7 @@ def step_kernels(  # noqa: PLR0913  what a stage runs, on what, how divided and 
                         tokens,
                         power_law=power_law,
                         block_scaled=block_scaled,
-                        pads_experts=pads_experts,
+                        groups_experts=groups_experts,
                     ),
                     _launch_s(operator, timing, block_scaled=block_scaled),
                 )
@@ -252,7 +252,7 @@ def token_s(
     *,
     power_law: bool = False,
     block_scaled: bool = False,
-    pads_experts: bool = False,
+    groups_experts: bool = False,
 ) -> FloatArray:
     """Seconds per call of an operator whose time depends on the rank's tokens alone, (num_points,)."""
     match operator:
@@ -268,10 +268,9 @@ def token_s(
                 experts_per_gpu=operator.experts_per_gpu,
                 top_k=operator.top_k,
             )
-            seconds = timing.moe_s(tokens * operator.ranks, layer, dtype=dtype, power_law=power_law)
-            if pads_experts and dtype == "fp8_block" and operator.intermediate % EXPERT_BLOCK == 0:
-                seconds = np.maximum(seconds, timing.padded_moe_s(layer, dtype))
-            return seconds
+            grouped = groups_experts and dtype == "fp8_block" and operator.intermediate % EXPERT_BLOCK == 0
+            counts = tokens * operator.ranks
+            return timing.moe_s(counts, layer, dtype=dtype, power_law=power_law, grouped=grouped)
         case Elementwise():
             return timing.elementwise_s(operator.bytes(tokens))
         case AllReduce():

@@ -18,7 +18,8 @@ from numpy.typing import ArrayLike
 
 from estimator.attention import DecodeCurve, DecodeLine, HeadShape, PrefillCurve, PrefillLine
 from estimator.collectives import CollectiveKind, ExchangeWay, LinkCurve, link_bytes_per_s, network_seconds
-from estimator.experts import ExpertCurve, ExpertLayer, expert_load, padded_load
+from estimator.experts import ExpertCurve, ExpertLayer, expert_load
+from estimator.grouped_experts import grouped_experts_s
 from estimator.hardware import Gpu
 from estimator.roofline import (
     ElementwiseCurve,
@@ -79,19 +80,23 @@ class OperatorTiming:
         """A memory-bound kernel that reads and writes `num_bytes`."""
         return ElementwiseCurve().seconds(self.gpu, _array(num_bytes))
 
-    def moe_s(self, tokens: ArrayLike, layer: ExpertLayer, *, dtype: str, power_law: bool) -> FloatArray:
-        """Fused gated expert layer on one GPU; `tokens` are routed over all ranks."""
+    def moe_s(
+        self, tokens: ArrayLike, layer: ExpertLayer, *, dtype: str, power_law: bool, grouped: bool = False
+    ) -> FloatArray:
+        """Fused gated expert layer on one GPU; `tokens` are routed over all ranks.
+
+        `grouped`: made of the library's plain products, grouped (`estimator.grouped_experts`).
+        """
         counts = np.atleast_1d(_array(tokens))
         load = expert_load(counts, layer, "power_law" if power_law else "uniform")
-        seconds = self._curve("moe", dtype, ExpertCurve).seconds(self.gpu, load, layer, dtype)
+        if grouped:
+            seconds = grouped_experts_s(self.gpu, self._curve("gemm", dtype, GemmCurve), load, layer, dtype)
+        else:
+            seconds = self._curve("moe", dtype, ExpertCurve).seconds(self.gpu, load, layer, dtype)
         # whole experts make small steps down where the power law changes its range: more tokens never cost less
         order = np.argsort(counts)
         seconds[order] = np.maximum.accumulate(seconds[order])
         return np.asarray(seconds.reshape(np.shape(tokens)))
-
-    def padded_moe_s(self, layer: ExpertLayer, dtype: str) -> float:
-        """The same at few tokens where every expert fills a block of rows, whether tokens chose it or not."""
-        return float(self._curve("moe", dtype, ExpertCurve).seconds(self.gpu, padded_load(layer), layer, dtype)[0])
 
     def context_attention(self, op: GroupedAttention) -> PrefillLine:
         """Prefill attention; pairs count seen tokens within the window."""
