@@ -151,7 +151,7 @@ def layout_kernels(
         num_layers=model.num_layers / parallelism.pp,
         power_law=engine.power_law_routing,
         block_scaled=model.is_moe,
-        groups_experts=engine.groups_experts,
+        expert_kernel=engine.expert_kernel,
         fused_norm_tokens=engine.fusion.norm_tokens_of(model, gpu.architecture, parallelism),
     )
 
@@ -271,7 +271,7 @@ def step_breakdown(  # noqa: PLR0913  a layout and a step have this many sides
             num_layers=layers,
             power_law=engine.power_law_routing,
             block_scaled=blocks,
-            groups_experts=engine.groups_experts,
+            expert_kernel=engine.expert_kernel,
             fused_norm_tokens=fused_norm_tokens,
         )
         cost = step_cost_of(kernels, engine, gpu.architecture, limits)

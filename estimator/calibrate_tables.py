@@ -49,7 +49,7 @@ def measured_groups(measured_dir: Path, kinds: frozenset[str] = frozenset()) -> 
     """All groups of all tables found in the folder, or those of `kinds`."""
     readers = {
         _gemms: {"gemm"},
-        _experts: {"moe"},
+        _experts: {"moe", "moe_sliced"},
         context: {"context_attention", "context_attention_windowed"},
         generation: {"generation_attention", "generation_attention_windowed"},
         latent: {"latent_context_attention", "latent_generation_attention"},
@@ -100,7 +100,16 @@ def _experts(folder: Path) -> Iterator[Group]:
 
         shape = ("hidden_size", "inter_size", "num_experts")
         newest = newest_rows(rows)
-        yield from group_of("moe", dtype, newest, ExpertCurve, predict, shape=shape, prepare=_expert_loads)
+        for kind, table_of_kind in (("moe", newest), ("moe_sliced", _sliced(rows, newest))):
+            yield from group_of(kind, dtype, table_of_kind, ExpertCurve, predict, shape=shape, prepare=_expert_loads)
+
+
+def _sliced(rows: pd.DataFrame, newest: pd.DataFrame) -> pd.DataFrame:
+    """Rows of the newest version whose GPUs hold a slice of every expert, where another kernel runs all of those."""
+    if newest.empty or (newest["moe_ep_size"] == 1).any():
+        return rows.iloc[:0]
+    same = rows[(rows["version"] == newest["version"].iloc[0]) & (rows["moe_ep_size"] == 1)]
+    return newest_rows(same) if len(same) else same
 
 
 def _activation_bits(moe_dtype: str) -> int:

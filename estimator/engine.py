@@ -41,6 +41,7 @@ from estimator.memory import MemoryPolicy
 from estimator.model import ModelShape, MoeFfn
 from estimator.parallelism import Parallelism
 from estimator.system import CollocatedPolicy
+from estimator.timing import ExpertKernel
 
 COST_BOUNDS: Mapping[str, tuple[float, float]] = {
     "gemm_factor": (0.6, 1.6),
@@ -166,9 +167,8 @@ class Engine:
 
     `limits` and `memory`: its defaults. `power_law_routing`: expert load under expert parallelism follows a power law.
     `asynchronous`: the next step is scheduled while this one runs. `mixed_graph_tokens`: steps with prompts replay CUDA
-    graphs up to so many tokens. `groups_experts`: block-scaled fp8 experts are grouped products of DeepGEMM, a block of
-    rows each, chosen or not. `deepep`: ranks exchange tokens by DeepEP and multiply them by DeepGEMM. `fusion`: kernels
-    it joins. `support`: layouts it can be started in.
+    graphs up to so many tokens. `expert_kernel`: what runs experts (`OperatorTiming.moe_s`). `deepep`: ranks exchange
+    tokens by DeepEP and multiply them by DeepGEMM. `fusion`: kernels it joins. `support`: layouts it can be started in.
     `step_time_factors`: by architecture, what one's own measurement says of every step (`estimator.recalibrate`).
     `costs` per GPU architecture, `""` for any other.
     """
@@ -181,7 +181,7 @@ class Engine:
     power_law_routing: bool
     asynchronous: bool
     mixed_graph_tokens: int = 0
-    groups_experts: bool = False
+    expert_kernel: ExpertKernel = "of_layout"
     deepep: bool = False
     fusion: KernelFusion = KernelFusion()
     support: LayoutSupport = LayoutSupport()

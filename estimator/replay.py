@@ -40,6 +40,7 @@ from estimator.simulation import REJECTED, Simulation
 from estimator.speculation import with_draft_layers
 from estimator.stage import StepKernels
 from estimator.system import Collocated, System
+from estimator.timing import ExpertKernel
 
 FALLBACK_REQUESTS = 4
 SHORTEST_FRAC, STATED_REQUESTS_PER_SLOT = 0.8, 10  # of InferenceMAX's lengths and loads
@@ -183,17 +184,25 @@ def _engine_of(run: MeasuredRun, engine: Engine) -> Engine:
         engine = replace(engine, asynchronous=False)  # SGLang's EAGLE worker takes no overlapped schedule (0.5.9)
     engine = replace(engine, fusion=_fusion_of(run, engine))
     if _is_early_vllm(run):
-        engine = replace(engine, asynchronous=False, groups_experts=load_gpu(run.gpu).architecture == "hopper")
-    return engine
+        engine = replace(engine, asynchronous=False)
+    return replace(engine, expert_kernel=_expert_kernel(run))
 
 
 def _is_early_vllm(run: MeasuredRun) -> bool:
-    """Before 0.14 vLLM scheduled step by step, and ran block-scaled experts on Hopper through DeepGEMM at any size.
-
-    (Release notes of v0.14.0; fused_moe/triton_deep_gemm_moe.py at v0.12.0, where `is_deep_gemm_e8m0_used()` decides
-    before the size does.)
-    """
+    """Before 0.14 vLLM scheduled step by step (release notes of v0.14.0)."""
     return run.engine == "vllm" and run.engine_version is not None and run.engine_version < (0, 14)
+
+
+def _expert_kernel(run: MeasuredRun) -> ExpertKernel:
+    """Which kernel vLLM's version ran block-scaled experts with on Hopper; today's elsewhere.
+
+    Before 0.14 DeepGEMM at any size (triton_deep_gemm_moe.py at v0.12.0: `is_deep_gemm_e8m0_used()` decides before the
+    size does); to 0.16 FlashInfer's CUTLASS (vllm-project/vllm issue 34249, 2026-02-10); then that for divided experts
+    and Triton for sliced ones (oracle/fp8.py, `_get_priority_backends`; pull request 34260).
+    """
+    if run.engine != "vllm" or run.engine_version is None or load_gpu(run.gpu).architecture != "hopper":
+        return "of_layout"
+    return "grouped" if _is_early_vllm(run) else "divided" if run.engine_version < (0, 17) else "of_layout"
 
 
 def _fusion_of(run: MeasuredRun, engine: Engine) -> KernelFusion:
@@ -307,12 +316,12 @@ def _possible(model: str, parallelism: Parallelism, weight_dtype: str) -> Parall
     return parallelism
 
 
-Kind = tuple[str, bool, bool, bool, KernelFusion]
+Kind = tuple[str, ExpertKernel, bool, bool, KernelFusion]
 
 
 def _kind_of(engine: Engine) -> Kind:
     """What an engine's kernels depend on: its name, how it runs experts, what it joins."""
-    return engine.name, engine.groups_experts, engine.power_law_routing, engine.deepep, engine.fusion
+    return engine.name, engine.expert_kernel, engine.power_law_routing, engine.deepep, engine.fusion
 
 
 @lru_cache(maxsize=1024)
@@ -320,8 +329,8 @@ def _kernels(
     model: str, gpu: str, kind: Kind, parallelism: Parallelism, dtypes: Dtypes, limits: EngineLimits
 ) -> StepKernels:
     most_tokens = max(limits.max_num_batched_tokens, limits.max_num_seqs)
-    name, pads, power_law, deepep, fusion = kind
-    engine = replace(load_engine(name), groups_experts=pads, power_law_routing=power_law, deepep=deepep, fusion=fusion)
+    name, kernel, power_law, deepep, fusion = kind
+    engine = replace(load_engine(name), expert_kernel=kernel, power_law_routing=power_law, deepep=deepep, fusion=fusion)
     return layout_kernels(load_model(model), load_gpu(gpu), engine, parallelism, dtypes, most_tokens)
 
 

@@ -38,7 +38,7 @@ from estimator.operators import (
     SparseAttentionOp,
     StageTransfer,
 )
-from estimator.timing import OperatorTiming
+from estimator.timing import ExpertKernel, OperatorTiming
 
 FloatArray = NDArray[np.float64]
 Kind = Literal["gemm", "block_gemm", "moe", "block_moe", "mxfp4_moe", "link", "exchange", "elementwise", "attention"]
@@ -173,12 +173,12 @@ def step_kernels(  # noqa: PLR0913  what a stage runs, on what, how divided and 
     num_layers: float,
     power_law: bool,
     block_scaled: bool,
-    groups_experts: bool = False,
+    expert_kernel: ExpertKernel = "of_layout",
     fused_norm_tokens: int = 0,
 ) -> StepKernels:
     """Time every operator on the grid and add equal kinds up; `block_scaled`: fp8 weights are scaled in blocks.
 
-    `groups_experts`: block-scaled experts are grouped products of DeepGEMM. `fused_norm_tokens`: steps of up to
+    `expert_kernel`: grouped is for block-scaled experts of whole blocks alone. `fused_norm_tokens`: steps of up to
     so many tokens run no norm of their own.
     """
     zeros = np.zeros_like(tokens)
@@ -209,7 +209,7 @@ def step_kernels(  # noqa: PLR0913  what a stage runs, on what, how divided and 
                         tokens,
                         power_law=power_law,
                         block_scaled=block_scaled,
-                        groups_experts=groups_experts,
+                        expert_kernel=expert_kernel,
                     ),
                     _launch_s(operator, timing, block_scaled=block_scaled),
                 )
@@ -252,7 +252,7 @@ def token_s(
     *,
     power_law: bool = False,
     block_scaled: bool = False,
-    groups_experts: bool = False,
+    expert_kernel: ExpertKernel = "of_layout",
 ) -> FloatArray:
     """Seconds per call of an operator whose time depends on the rank's tokens alone, (num_points,)."""
     match operator:
@@ -268,9 +268,10 @@ def token_s(
                 experts_per_gpu=operator.experts_per_gpu,
                 top_k=operator.top_k,
             )
-            grouped = groups_experts and dtype == "fp8_block" and operator.intermediate % EXPERT_BLOCK == 0
+            grouped = dtype == "fp8_block" and operator.intermediate % EXPERT_BLOCK == 0
+            kernel = "of_layout" if expert_kernel == "grouped" and not grouped else expert_kernel
             counts = tokens * operator.ranks
-            return timing.moe_s(counts, layer, dtype=dtype, power_law=power_law, grouped=grouped)
+            return timing.moe_s(counts, layer, dtype=dtype, power_law=power_law, kernel=kernel)
         case Elementwise():
             return timing.elementwise_s(operator.bytes(tokens))
         case AllReduce():

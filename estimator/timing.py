@@ -32,6 +32,7 @@ from estimator.shapes import delta_net_bytes_per_seq, delta_net_bytes_per_token,
 from estimator.work import DeltaNetOp, GroupedAttention, LatentAttentionOp, SparseAttentionOp
 
 Tier = Literal["fitted", "borrowed", "data_sheet"]
+ExpertKernel = Literal["of_layout", "divided", "grouped"]
 TIERS: tuple[Tier, ...] = ("fitted", "borrowed", "data_sheet")  # best first
 KV_BYTES: Mapping[str, float] = {"bf16": 2.0, "fp8": 1.0}
 Curve = TypeVar("Curve")
@@ -81,18 +82,28 @@ class OperatorTiming:
         return ElementwiseCurve().seconds(self.gpu, _array(num_bytes))
 
     def moe_s(
-        self, tokens: ArrayLike, layer: ExpertLayer, *, dtype: str, power_law: bool, grouped: bool = False
+        self,
+        tokens: ArrayLike,
+        layer: ExpertLayer,
+        *,
+        dtype: str,
+        power_law: bool,
+        kernel: ExpertKernel = "of_layout",
     ) -> FloatArray:
         """Fused gated expert layer on one GPU; `tokens` are routed over all ranks.
 
-        `grouped`: made of the library's plain products, grouped (`estimator.grouped_experts`).
+        `kernel`: of_layout, the engine's own for GPUs that hold a slice of every expert where it has one; divided, for
+        all that of GPUs with whole experts; grouped, a library's plain products (`estimator.grouped_experts`).
         """
         counts = np.atleast_1d(_array(tokens))
         load = expert_load(counts, layer, "power_law" if power_law else "uniform")
-        if grouped:
+        if kernel == "grouped":
             seconds = grouped_experts_s(self.gpu, self._curve("gemm", dtype, GemmCurve), load, layer, dtype)
         else:
-            seconds = self._curve("moe", dtype, ExpertCurve).seconds(self.gpu, load, layer, dtype)
+            whole_layer = layer.experts_per_gpu == layer.num_experts
+            sliced = kernel == "of_layout" and whole_layer and ("moe_sliced", dtype) in self.curves
+            curve = self._curve("moe_sliced" if sliced else "moe", dtype, ExpertCurve)
+            seconds = curve.seconds(self.gpu, load, layer, dtype)
         # whole experts make small steps down where the power law changes its range: more tokens never cost less
         order = np.argsort(counts)
         seconds[order] = np.maximum.accumulate(seconds[order])

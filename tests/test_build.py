@@ -22,6 +22,7 @@ from estimator.operators import ExpertFfn, stage_operators
 from estimator.outcome import Infeasible
 from estimator.parallelism import Parallelism
 from estimator.stage import step_kernels, token_grid, token_s
+from estimator.timing import ExpertKernel
 
 LIMITS = EngineLimits(max_num_batched_tokens=8192, max_num_seqs=256)
 MODELS = ("meta-llama/Llama-3.1-70B", "deepseek-ai/DeepSeek-R1", "openai/gpt-oss-120b", "Qwen/Qwen3.5-397B-A17B")
@@ -84,12 +85,12 @@ def test_grid_is_close_to_full_evaluation() -> None:
 
 
 @pytest.mark.parametrize("prefill_tokens", [0, 2048])
-@pytest.mark.parametrize(("model", "groups_experts"), [*((model, False) for model in MODELS), (MODELS[1], True)])
-def test_breakdown_adds_up_to_the_step(model: str, groups_experts: bool, prefill_tokens: int) -> None:
+@pytest.mark.parametrize(("model", "kernel"), [*((model, "of_layout") for model in MODELS), (MODELS[1], "grouped")])
+def test_breakdown_adds_up_to_the_step(model: str, kernel: ExpertKernel, prefill_tokens: int) -> None:
     """The seconds by operator and host add up to the step the simulator charges, DeepGEMM's experts or not."""
     layout, dtypes = Parallelism(tp=8), Dtypes(weight="fp8", kv="fp8")
     shape, gpu = load_model(model), load_gpu("h200_sxm")
-    engine = replace(load_engine("sglang"), groups_experts=groups_experts)
+    engine = replace(load_engine("sglang"), expert_kernel=kernel)
     parts = step_breakdown(
         model=shape,
         gpu=gpu,
@@ -166,7 +167,7 @@ def test_grouped_experts_take_as_long_for_few_tokens_as_for_many() -> None:
         bytes_per_parameter=1.0,
     )
     timing, tokens = load_timing(load_gpu("h200_sxm"), "vllm"), np.array([1.0, 16.0])
-    grouped = token_s(operator, timing, tokens, groups_experts=True)
+    grouped = token_s(operator, timing, tokens, expert_kernel="grouped")
     plain = token_s(operator, timing, tokens)
     assert grouped[0] < grouped[1] < 1.1 * grouped[0]
     assert plain[1] > 2.0 * plain[0]
@@ -185,7 +186,7 @@ def test_experts_that_cut_a_block_are_never_grouped() -> None:
         bytes_per_parameter=1.0,
     )
     timing, tokens = load_timing(load_gpu("h200_sxm"), "vllm"), np.array([4.0, 4096.0])
-    assert token_s(operator, timing, tokens, groups_experts=True) == pytest.approx(token_s(operator, timing, tokens))
+    assert (token_s(operator, timing, tokens, expert_kernel="grouped") == token_s(operator, timing, tokens)).all()
 
 
 def test_grid_is_sorted_whole_and_ends_at_the_budget() -> None:

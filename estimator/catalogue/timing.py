@@ -26,6 +26,7 @@ from estimator.timing import FittedCurve, OperatorTiming, Tier
 CURVES: Mapping[str, type[Any]] = {
     "gemm": GemmCurve,
     "moe": ExpertCurve,
+    "moe_sliced": ExpertCurve,
     "context_attention": PrefillCurve,
     "context_attention_windowed": PrefillCurve,
     "generation_attention": DecodeCurve,
@@ -56,6 +57,7 @@ SISTER_KINDS: Mapping[str, str] = {
     "context_attention_windowed": "context_attention",
     "generation_attention_windowed": "generation_attention",
 }
+OWN_KINDS = ("moe_sliced",)  # what an engine does in place of another kind; of no meaning under others
 NOT_SERVED = {("sglang", "hopper", "latent_context_attention")}
 # op_context_mla of SGLang on Hopper is FlashAttention 3 over absorbed heads, 3 times as long; its servers expand keys
 # and values of fresh prompts (AttnForwardMethod.MHA in models/deepseek_v2.py, 0.4.6 to 0.5.9), as vLLM's kernel does
@@ -124,6 +126,8 @@ def _resolved(gpu_name: str, architecture: str, engine: str) -> dict[tuple[str, 
         tier: Tier = "fitted" if card_name == gpu_name and card_engine in (engine, *LIBRARIES) else "borrowed"
         for (of_engine, kind, dtype), fitted in _card(card_name).items():
             if of_engine != card_engine or (of_engine == engine and (engine, architecture, kind) in NOT_SERVED):
+                continue
+            if kind in OWN_KINDS and of_engine != engine:
                 continue
             key = (f"nccl:{kind}" if card_engine == "nccl" and kind == "all_reduce" else kind, dtype)
             curves.setdefault(key, replace(fitted, tier=tier))
