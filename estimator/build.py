@@ -223,6 +223,7 @@ def instance_of(  # noqa: PLR0913  a layout has this many sides
         frontend_s=costs.frontend_s,
         overhead_s_per_token=costs.overhead_s_per_token,
         looks_ahead=engine.asynchronous,
+        reserves_output=engine.reserves_output,
         stage_transfer_s=float(kernels.transfer_s[0]),
         tier=worst(*tiers.values()),
     )

@@ -166,9 +166,10 @@ class Engine:
     """One serving engine at one version.
 
     `limits` and `memory`: its defaults. `power_law_routing`: expert load under expert parallelism follows a power law.
-    `asynchronous`: the next step is scheduled while this one runs. `mixed_graph_tokens`: steps with prompts replay CUDA
-    graphs up to so many tokens. `expert_kernel`: what runs experts (`OperatorTiming.moe_s`). `deepep`: ranks exchange
-    tokens by DeepEP and multiply them by DeepGEMM. `fusion`: kernels it joins. `support`: layouts it can be started in.
+    `asynchronous`: the next step is scheduled while this one runs. `reserves_output`: a request is admitted where
+    blocks for its whole output are left. `mixed_graph_tokens`: steps with prompts replay CUDA graphs up to so many
+    tokens. `expert_kernel`: what runs experts (`OperatorTiming.moe_s`). `deepep`: ranks exchange tokens by DeepEP and
+    multiply them by DeepGEMM. `fusion`: kernels it joins. `support`: layouts it can be started in.
     `step_time_factors`: by architecture, what one's own measurement says of every step (`estimator.recalibrate`).
     `costs` per GPU architecture, `""` for any other.
     """
@@ -180,6 +181,7 @@ class Engine:
     memory: MemoryPolicy
     power_law_routing: bool
     asynchronous: bool
+    reserves_output: bool = False
     mixed_graph_tokens: int = 0
     expert_kernel: ExpertKernel = "of_layout"
     deepep: bool = False

@@ -36,7 +36,8 @@ class Instance:
     burst of a closed loop waits so long for kernels that nobody has warmed up. The scheduler looks at its queue every
     `poll_steps` decode steps and after every step with prompts; it holds prompts back for `wait_steps` decode steps
     until they fill a step (both on one stage only); `looks_ahead`: it puts the next step together when the present one
-    begins.
+    begins. `reserves_output`: it admits a request only where blocks for its whole output are left, and never evicts
+    (collocated instances; two pools have a policy of their own).
     `stage_transfer_s`: hand-over of activations to the next pipeline stage. `tier`: what the times rest on, worst
     operator first (`fitted`, `borrowed`, `data_sheet`).
     """
@@ -56,6 +57,7 @@ class Instance:
     poll_steps: int = 1
     wait_steps: int = 0
     looks_ahead: bool = False
+    reserves_output: bool = False
     shared_prefix_blocks: int = 0
     tier: str = "data_sheet"
 

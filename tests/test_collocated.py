@@ -122,6 +122,7 @@ def cases(draw: st.DrawFn) -> tuple[Collocated, Requests, int | None]:
         stage_transfer_s=0.00371,
         output_s_per_token=draw(st.sampled_from([0.0, 0.0, 0.00291, 0.0153])),
         looks_ahead=draw(st.booleans()),
+        reserves_output=draw(st.booleans()),
     )
     concurrency = draw(st.none() | st.integers(1, 30))
     system = Collocated(
@@ -147,6 +148,7 @@ def micro_batches(system: Collocated, seats: int) -> list[MicroBatchTwin]:
                     max_tokens=system.instance.limits.max_num_batched_tokens,
                     max_seqs=seats,
                     capacity=system.instance.num_kv_blocks // degrees.pp,
+                    reserves=system.instance.reserves_output,
                     waiting=queue,
                 )
                 for queue in queues
@@ -204,6 +206,21 @@ def assert_equals_twin(system: Collocated, requests: Requests, concurrency: int 
     if len(gaps) > 0:  # the longest gap, decode stalls included, lies in the last bin that is filled, or next to it
         last = int(np.flatnonzero(run.itl_weight > 0)[-1])
         assert abs(int(np.searchsorted(ITL_EDGES_S, gaps[-1])) - 1 - last) <= 1
+
+
+def test_an_instance_that_reserves_admits_as_many_as_will_fit_in_the_end() -> None:
+    """Six blocks, prompts of a block and outputs of two more each: two are served at a time. By hand: their 32 prompt
+    tokens take 32 s and the head 0.5 s, the other 32 tokens a step each: 64.5 s; the next two wait until then."""
+    instance = instance_of(round_cost(64, 8), 64, 8, num_kv_blocks=6)
+    requests = requests_of(np.zeros(4), np.full(4, 16), np.full(4, 33))
+    greedy, reserving = (
+        simulate(Collocated(instance=replace(instance, reserves_output=on)), requests) for on in (False, True)
+    )
+    np.testing.assert_allclose(reserving.first_token_s, [32.5, 32.5, 97.0, 97.0])
+    np.testing.assert_allclose(reserving.finish_s, [64.5, 64.5, 129.0, 129.0])
+    assert reserving.decode.num_preemptions == 0
+    assert greedy.first_token_s[3] < 97.0
+    assert greedy.decode.num_preemptions > 0
 
 
 @settings(max_examples=300, deadline=None, derandomize=True)

@@ -34,6 +34,11 @@ class Job:
         self.todo = self.prompt_tokens - self.seen_tokens
         self.left = self.output_tokens - 1
 
+    @property
+    def whole(self) -> int:
+        """Tokens of its own that it will hold in the end."""
+        return self.prompt_tokens - self.seen_tokens + self.output_tokens - 1
+
     def token(self, now: float, shown_s: float) -> None:
         """One more token has appeared, which its client sees at `shown_s`."""
         if self.first_s is None:
@@ -61,6 +66,7 @@ class LaneTwin:
     max_tokens: int
     max_seqs: int
     capacity: int
+    reserves: bool = False
     waiting: list[Job] = field(default_factory=list)
     resident: list[Job] = field(default_factory=list)
     active: list[Job] = field(default_factory=list)
@@ -131,6 +137,7 @@ class LaneTwin:
         chunked = self.policy == "chunked"
         new = min(job.todo, self.max_tokens - len(self.decoding)) if chunked else job.todo
         no_seat = len(self.resident) >= self.max_seqs or (self.policy == "static" and bool(self.decoding))
+        no_seat = no_seat or not self.may_promise(job)
         if no_seat or new <= 0 or any(not other.decoding for other in self.resident):
             return False
         return self.used(1 if chunked else 0) + blocks(job.held + new) <= self.capacity
@@ -138,7 +145,13 @@ class LaneTwin:
     def _next_waiting(self, *, evicted: bool) -> Job | None:
         full = len(self.resident) >= self.max_seqs or (self.policy == "static" and bool(self.decoding))
         late = bool(self.waiting) and self.waiting[0].arrival_s > self.horizon_s
-        return None if evicted or full or late or not self.waiting else self.waiting[0]
+        if evicted or full or late or not self.waiting:
+            return None
+        return self.waiting[0] if self.may_promise(self.waiting[0]) else None
+
+    def may_promise(self, job: Job) -> bool:
+        """Whether what the job and the residents will hold in the end fits together, where the lane reserves."""
+        return not self.reserves or sum(blocks(one.whole) for one in [*self.resident, job]) <= self.capacity
 
     def _make_room(self) -> None:
         while len(self.resident) > 1 and self.decoding and self.used(1) > self.capacity:

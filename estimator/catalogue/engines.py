@@ -57,6 +57,7 @@ def load_engine(name: str) -> Engine:
         ),
         power_law_routing=card["power_law_routing"],
         asynchronous=card["asynchronous"],
+        reserves_output=card.get("reserves_output", False),
         mixed_graph_tokens=card.get("mixed_graph_tokens", 0),
         fusion=_fusion(card["fusion"]),
         support=LayoutSupport(**card["support"]),

@@ -3,9 +3,10 @@
 A lane is one attention-dp rank of one pipeline micro-batch, with a queue, seats and KV blocks of its own. It puts a
 step together as vLLM V1 does: decoding sequences first, then the prompt under way, then waiting requests
 in order of arrival, within the token budget, the seats and the KV blocks. Where blocks run out the latest admitted is
-evicted, recomputes its prompt and tokens, and waits before all others; nobody is admitted in that step. Prefill-first
-runs steps of prompts alone while any can be admitted, and admits whole prompts. Static batching admits, whole
-prompts too, only while nothing decodes.
+evicted, recomputes its prompt and tokens, and waits before all others; nobody is admitted in that step. A lane that
+reserves admits a request only where its prompt and whole output fit beside those of all residents, and never evicts.
+Prefill-first runs steps of prompts alone while any can be admitted, and admits whole prompts. Static batching admits,
+whole prompts too, only while nothing decodes.
 
 Arrays, which every function takes in this order (flat, because a compiled call pays for each array it touches):
 
@@ -13,7 +14,8 @@ Arrays, which every function takes in this order (flat, because a compiled call 
 |---|---|
 | lane (lanes, ...) int | counters, M phases (`blocks`), heap of (last clock << 32) + request, sequences per mark |
 | work (lanes, ...) | cached tokens S, stage time and its growth per step, time of each mark |
-| job (num, 8) int | tokens to do and held, steps left, clock of joining or -1, neighbours, own blocks, cached prefix |
+| job (num, 9) int | tokens to do and held, steps left, clock of joining or -1, neighbours, own blocks, cached prefix, |
+| | blocks that it will hold in the end |
 | when (num, 7) | start, first token, finish, arrival, last token before an eviction, eviction, visible, s |
 | look (instances, 5) | arrivals noticed until, steps since, steps that prompts are held back (-1: not), end of work, |
 | | s of output that had not passed the front end then |
@@ -38,9 +40,9 @@ from estimator.kernels.spans import record_gaps
 CHUNKED, PREFILL_FIRST, STATIC = 0, 1, 2
 NEVER = 1e300
 CLOCK, NUM_RESIDENT, NUM_DECODING, USED, FIRST, LAST, PROMPT, NEXT_WAITING, LAST_WAITING = range(9)
-ACTIVE, TOKENS, ENDING, STEPS, MARKS, PHASE = range(9, 15)
+ACTIVE, TOKENS, ENDING, STEPS, MARKS, PROMISED, PHASE = range(9, 16)
 CACHED, LINE, SLOPE, MARK_S = range(4)
-TODO, HELD, LEFT, JOINED, BEFORE, AFTER, OWN, SEEN = range(8)
+TODO, HELD, LEFT, JOINED, BEFORE, AFTER, OWN, SEEN, WHOLE = range(9)
 START, FIRST_TOKEN, FINISH, ARRIVAL, LAST_TOKEN, EVICTED, VISIBLE = range(7)
 HORIZON, SINCE_LOOK, HELD_STEPS, STOPPED, BACKLOG = range(5)
 FULL_ENOUGH = 0.9  # of the token budget: batch_wait_max_tokens_ratio of the recipes that wait
@@ -80,6 +82,7 @@ class Rules(NamedTuple):
     poll_steps: int
     wait_steps: int
     looks_ahead: bool
+    reserves: bool
 
 
 @njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
@@ -128,6 +131,7 @@ def link(lane, job, at, i):
         lane[at, FIRST] = i
     lane[at, LAST] = i
     lane[at, NUM_RESIDENT] += 1
+    lane[at, PROMISED] += job[i, WHOLE]
 
 
 @njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
@@ -143,6 +147,7 @@ def unlink(lane, job, at, i):
     else:
         lane[at, LAST] = before
     lane[at, NUM_RESIDENT] -= 1
+    lane[at, PROMISED] -= job[i, WHOLE]
 
 
 @njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
@@ -222,6 +227,12 @@ def has_seat(lane, r, at):
 
 
 @njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
+def may_promise(lane, job, r, at, i):
+    """Whether a lane that reserves has blocks left for all that request i will ever hold; any other lane has."""
+    return not r.reserves or lane[at, PROMISED] + job[i, WHOLE] <= r.capacity
+
+
+@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
 def _admit(lane, job, when, sums, at, i, t):
     """Moves the first waiting request i among the residents."""
     lane[at, NEXT_WAITING] = job[i, AFTER]
@@ -250,6 +261,8 @@ def plan_lane(lane, work, job, when, sums, tab, r, at, t, last_s, horizon):
         if fresh:
             i = lane[at, NEXT_WAITING]
             if i < 0 or evicted or when[i, VISIBLE] > horizon or not has_seat(lane, r, at):
+                break
+            if not may_promise(lane, job, r, at, i):
                 break
         new = min(job[i, TODO], budget)
         units = (job[i, HELD] + (new if chunked else job[i, TODO])) * r.units
@@ -328,8 +341,8 @@ def end_lane(lane, work, job, when, weights, r, at, t, shown_s):
 @njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
 def enqueue(lane, job, r, at, i):
     """Puts request i at the end of the lane's queue; False if it can never fit the lane."""
-    units = job[i, TODO] * r.units + r.p * job[i, LEFT]
-    if blocks_of(units, r.shift) > r.capacity:
+    job[i, WHOLE] = blocks_of(job[i, TODO] * r.units + r.p * job[i, LEFT], r.shift)
+    if job[i, WHOLE] > r.capacity:
         return False
     job[i, AFTER] = -1
     if lane[at, NEXT_WAITING] < 0:

@@ -34,6 +34,7 @@ from estimator.kernels.batching import (
     STOPPED,
     TODO,
     VISIBLE,
+    WHOLE,
     Rules,
 )
 from estimator.kernels.calendar import new_marks, new_times
@@ -173,7 +174,7 @@ def _tables(instance: Instance) -> FloatArray:
 
 
 def _columns(jobs: Jobs) -> IntArray:
-    job = np.zeros((len(jobs.prompt_tokens), SEEN + 1), np.int64)
+    job = np.zeros((len(jobs.prompt_tokens), WHOLE + 1), np.int64)
     job[:, TODO], job[:, LEFT] = jobs.prompt_tokens, jobs.decode_steps
     job[:, JOINED:OWN] = -1  # not decoding; no neighbours
     job[:, SEEN] = jobs.cached_tokens
@@ -215,6 +216,7 @@ def _rules(pool: Pool, concurrency: int) -> Rules:
         poll_steps=pool.instance.poll_steps,
         wait_steps=pool.instance.wait_steps,
         looks_ahead=pool.instance.looks_ahead,
+        reserves=pool.instance.reserves_output,
     )
 
 

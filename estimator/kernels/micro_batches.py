@@ -39,6 +39,7 @@ from estimator.kernels.batching import (
     end_lane,
     has_seat,
     link,
+    may_promise,
     plan_lane,
     unlink,
 )
@@ -179,7 +180,7 @@ def take_over(lane, job, queue, r, at):
     It needs a seat, and KV blocks for its next chunk (chunked) or all of it.
     """
     i, old = queue[CUT], queue[CUT_LANE]
-    if lane[at, PROMPT] >= 0 or not has_seat(lane, r, at):
+    if lane[at, PROMPT] >= 0 or not has_seat(lane, r, at) or not may_promise(lane, job, r, at, i):
         return
     new, opened, n = job[i, TODO], 0, lane[at, NUM_DECODING]
     if r.policy == CHUNKED:

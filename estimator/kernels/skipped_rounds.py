@@ -35,6 +35,7 @@ from estimator.kernels.batching import (
     TOKENS,
     USED,
     has_seat,
+    may_promise,
 )
 from estimator.kernels.blocks import blocks_of, held_time, steps_within
 from estimator.kernels.calendar import SAME_S
@@ -178,7 +179,7 @@ def can_join(fleet, g):
             if r.policy == CHUNKED:
                 new = min(new, r.max_tokens - r.q * lane[at, NUM_DECODING])
             fits = lane[at, USED] + blocks_of(new * r.units, r.shift) <= r.capacity
-            if new > 0 and fits and has_seat(lane, r, at):
+            if new > 0 and fits and has_seat(lane, r, at) and may_promise(lane, fleet.job, r, at, i):
                 return True
     return False
 
