@@ -35,6 +35,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 
+from estimator.dtypes import ACTIVATION_BYTES
 from estimator.errors import require
 from estimator.instance import EngineLimits
 from estimator.memory import MemoryPolicy
@@ -42,6 +43,8 @@ from estimator.model import ModelShape, MoeFfn
 from estimator.parallelism import Parallelism
 from estimator.system import CollocatedPolicy
 from estimator.timing import ExpertKernel
+
+MIB = 2**20
 
 COST_BOUNDS: Mapping[str, tuple[float, float]] = {
     "gemm_factor": (0.6, 1.6),
@@ -138,11 +141,14 @@ class KernelFusion:
     """Kernels that an engine joins with others, on the GPU architectures named.
 
     `norm_tokens`: in steps of up to so many tokens an all-reduce over tensor-parallel GPUs adds the residual and norms
-    the sum as well, without data-parallel attention; 0 = never. `norm_needs_experts`: in models with experts alone.
+    the sum as well, without data-parallel attention; 0 = never. `norm_mib`: (architecture, tp, MiB) of the longest
+    message that it does so for, if it limits that; over other numbers of GPUs it then never does. `norm_needs_experts`:
+    in models with experts alone.
     `shared_among`: beside so many routed experts a shared one runs as one more of them, unless ranks divide experts.
     """
 
     norm_tokens: int = 0
+    norm_mib: tuple[tuple[str, int, float], ...] = ()
     norm_needs_experts: bool = False
     norm_on: tuple[str, ...] = ()
     shared_among: tuple[int, ...] = ()
@@ -151,7 +157,12 @@ class KernelFusion:
     def norm_tokens_of(self, model: ModelShape, architecture: str, parallelism: Parallelism) -> int:
         """Tokens of a step up to which norms cost nothing beside their all-reduces."""
         joined = parallelism.tp > 1 and parallelism.dp == 1 and architecture in self.norm_on
-        return self.norm_tokens if joined and (model.is_moe or not self.norm_needs_experts) else 0
+        if not joined or (self.norm_needs_experts and not model.is_moe):
+            return 0
+        if not self.norm_mib:
+            return self.norm_tokens
+        longest = {(arch, tp): mib for arch, tp, mib in self.norm_mib}.get((architecture, parallelism.tp), 0.0)
+        return min(self.norm_tokens, int(longest * MIB // (ACTIVATION_BYTES * model.hidden_size)))
 
     def shape_of(self, model: ModelShape, architecture: str, parallelism: Parallelism) -> ModelShape:
         """The model as the engine runs it."""

@@ -12,6 +12,7 @@ the CUDA graphs holds one slot.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -46,6 +47,7 @@ FALLBACK_REQUESTS = 4
 SHORTEST_FRAC, STATED_REQUESTS_PER_SLOT = 0.8, 10  # of InferenceMAX's lengths and loads
 EXPERT_TILE = 128
 NORM_FUSION_SINCE = {"vllm": (0, 16), "sglang": (0, 5, 9)}  # by default, engines.toml; TensorRT-LLM always has
+SM103, SM103_NORM_FUSION_SINCE = ("b300_sxm", "gb300"), {"vllm": (0, 19)}  # pull requests 37755 and 37756, 2026-03-21
 PATIENCE_S = 300.0  # aiohttp's default for a whole request, as inference-perf leaves it (openai_client.py, 2026-11-26)
 DEPLOYMENT_NOTE = "concurrency_ne_batch"  # of rows whose concurrency is not one instance's; how many there were is open
 SLOT_BOUND_ENGINE, SLOT_BOUND_SOURCE = "trtllm", "nvidia_internal_gap_analysis"
@@ -205,10 +207,18 @@ def _expert_kernel(run: MeasuredRun) -> ExpertKernel:
     return "grouped" if _is_early_vllm(run) else "divided" if run.engine_version < (0, 17) else "of_layout"
 
 
+def _is_before(run: MeasuredRun, since: Mapping[str, tuple[int, ...]]) -> bool:
+    """Whether the run states a version older than its engine's in `since`."""
+    first = since.get(run.engine)
+    return first is not None and run.engine_version is not None and run.engine_version < first
+
+
 def _fusion_of(run: MeasuredRun, engine: Engine) -> KernelFusion:
     """The kernels that the run's version joined, or its script had it join."""
-    told, since = fuses_norms(run, recipe_of(run).fuses_norms), NORM_FUSION_SINCE.get(run.engine)
-    early = since is not None and run.engine_version is not None and run.engine_version < since
+    told = fuses_norms(run, recipe_of(run).fuses_norms)
+    if run.gpu in SM103 and _is_before(run, SM103_NORM_FUSION_SINCE):
+        return replace(engine.fusion, norm_tokens=0)  # the engine has no buffers for these GPUs yet, asked or not
+    early = _is_before(run, NORM_FUSION_SINCE)
     if told is None:
         return replace(engine.fusion, norm_tokens=0) if early else engine.fusion
     return replace(engine.fusion, norm_tokens=told * engine.fusion.norm_tokens, norm_needs_experts=False)

@@ -300,6 +300,23 @@ def test_sglang_joins_norms_where_its_server_switches_it_on(
 
 
 @pytest.mark.parametrize(
+    ("model", "layout", "gpu", "tokens"),
+    [
+        ("MiniMaxAI/MiniMax-M2.5", Parallelism(tp=4), "h200_sxm", 341),  # 2 MiB of 3,072 numbers in bf16
+        ("MiniMaxAI/MiniMax-M2.5", Parallelism(tp=8, ep=8), "h200_sxm", 85),  # half a MiB
+        ("meta-llama/Llama-3.1-70B", Parallelism(tp=4), "b200_sxm", 2048),  # 32 MiB of 8,192
+        ("meta-llama/Llama-3.1-70B", Parallelism(tp=8), "b200_sxm", 64),  # 1 MiB
+        ("meta-llama/Llama-3.1-70B", Parallelism(tp=16), "b200_sxm", 0),  # no buffers over so many
+        ("meta-llama/Llama-3.1-70B", Parallelism(tp=4), "a100_sxm", 0),
+    ],
+)
+def test_vllm_joins_norms_as_far_as_its_buffers_reach(model: str, layout: Parallelism, gpu: str, tokens: int) -> None:
+    """FI_ALLREDUCE_FUSION_MAX_SIZE_MB by architecture and GPUs, over the bytes of one token."""
+    fusion, architecture = load_engine("vllm").fusion, load_gpu(gpu).architecture
+    assert fusion.norm_tokens_of(load_model(model), architecture, layout) == tokens
+
+
+@pytest.mark.parametrize(
     ("model", "engine", "gpu", "layout", "routed"),
     [
         ("deepseek-ai/DeepSeek-R1", "sglang", "h200_sxm", Parallelism(tp=8), (257, 9, 0)),

@@ -147,6 +147,18 @@ def test_early_scripts_on_hopper_leave_the_cache_as_it_comes(runs: list[Measured
 
 
 @pytest.mark.shared
+def test_norms_stay_apart_where_a_version_has_no_buffers_for_the_gpu(runs: list[MeasuredRun]) -> None:
+    """vLLM joins them on B300 from 0.19 on (pull requests 37755, 37756), whatever the script asks; on B200 before."""
+    kimi = chosen(runs, "vllm", "latent", weight_dtype="fp4")
+    joins = {(r.gpu, r.engine_version): prepare(r).engine.fusion.norm_tokens > 0 for r in kimi}
+    assert joins == {
+        ("b200_sxm", (0, 17, 0)): True,
+        ("b300_sxm", (0, 17, 0)): False,
+        ("b300_sxm", (0, 19, 0)): True,
+    }
+
+
+@pytest.mark.shared
 def test_tensorrt_llm_admits_whole_outputs(runs: list[MeasuredRun]) -> None:
     """Llama-3.1-70B on one H200 with 64 and 128 in flight and outputs of 8,192: 45 are served at a time, the others
     wait 80 and 370 s; without reservations ours waited 3 and 19 % of that."""

@@ -68,5 +68,9 @@ def load_engine(name: str) -> Engine:
 
 
 def _fusion(card: dict[str, Any]) -> KernelFusion:
-    values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in card.items()}
-    return KernelFusion(**values)
+    return KernelFusion(**{name: _frozen(value) for name, value in card.items()})
+
+
+def _frozen(value: Any) -> Any:
+    """The value with tuples for lists, all the way down."""
+    return tuple(_frozen(one) for one in value) if isinstance(value, list) else value
