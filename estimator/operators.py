@@ -268,8 +268,10 @@ def _grouped_operators(layout: _Layout, attention: GroupedQueryAttention) -> lis
     ]
     if attention.qk_norm:
         operators.append(Elementwise(name="qk_norm", bytes_per_token=rotated))
-    if attention.norm_spans_heads:
-        operators += _all_reduce("qk_norm", 2.0 * FLOAT_BYTES, layout.parallelism.tp)  # two sums of squares
+    if attention.norm_spans_heads and layout.parallelism.tp > 1:
+        sums = 2.0 * FLOAT_BYTES  # of squares, of queries and of keys, by a kernel of their own
+        operators.append(Elementwise(name="qk_norm_sums", bytes_per_token=ACTIVATION_BYTES * (queries + keys) + sums))
+        operators += _all_reduce("qk_norm", sums, layout.parallelism.tp)
     if attention.output_gate:
         operators.append(Elementwise(name="output_gate", bytes_per_token=3 * ACTIVATION_BYTES * queries))
     return operators

@@ -316,6 +316,18 @@ def test_vllm_joins_norms_as_far_as_its_buffers_reach(model: str, layout: Parall
     assert fusion.norm_tokens_of(load_model(model), architecture, layout) == tokens
 
 
+@pytest.mark.parametrize(("model", "more"), [("MiniMaxAI/MiniMax-M2.5", 1), ("Qwen/Qwen3-235B-A22B", 0)])
+def test_norms_that_span_heads_take_one_more_kernel_where_gpus_share_the_heads(model: str, more: int) -> None:
+    """Sums of squares come before the all-reduce and the division behind it (MiniMaxText01RMSNormTP.forward_qk)."""
+    shape, gpu, engine = load_model(model), load_gpu("b300_sxm"), load_engine("vllm")
+    dtypes = Dtypes(weight="fp8", kv="fp8")
+    alone, shared = (
+        np.max(layout_kernels(shape, gpu, engine, Parallelism(tp=tp), dtypes, 8192).body.num_elementwise)
+        for tp in (1, 4)
+    )  # of a step so long that no norm joins an all-reduce
+    assert shared - alone == more * shape.num_layers
+
+
 @pytest.mark.parametrize(
     ("model", "engine", "gpu", "layout", "routed"),
     [
