@@ -193,7 +193,7 @@ def test_bursts_wait_for_kernels_that_are_compiled_when_they_first_run(runs: lis
         ("Llama-3.1-70B", "b200_sxm", "vllm"),
     }
     sglang = {key[:2] for key in cold if key[2] == "sglang"}
-    assert {model for model, _ in sglang} == {"DeepSeek-R1", "GLM-5", "Qwen3.5-397B-A17B"}
+    assert {model for model, _ in sglang} == {"DeepSeek-R1", "Qwen3.5-397B-A17B"}  # of GLM-5 they compile before
     assert ("DeepSeek-R1", "b300_sxm") not in sglang  # 0.5.10 runs every kernel as it captures prompts' graphs
 
 
