@@ -148,6 +148,7 @@ def _fits(entry: dict[str, Any], facts: dict[str, Any]) -> bool:
         and facts["version"] >= tuple(entry.get("since", ()))
         and not (entry.get("unversioned", False) and facts["version"])
         and ("before" not in entry or facts["version"] < tuple(entry["before"]))
+        and facts["gpu"] not in entry.get("not_gpu", ())
         and ("note_lacks" not in entry or entry["note_lacks"] not in facts["note"])
         and facts["concurrency"] >= entry.get("least_concurrency", 0)
         and all(entry[name] == facts[name] for name in EQUAL if name in entry)
