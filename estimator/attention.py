@@ -16,7 +16,8 @@ thin_tokens = fill_waves·SMs·128/H. Where the cost must not depend on the pair
 
 H query heads, G key-value heads and their dims per GPU; d sums the dims of keys and values per head. η_m(x) falls where
 few (sequence, head) blocks x share the GPU: η_m·‖1, split_half/x‖⁻¹. Heads of more than 128 dims are read, and in
-prefill multiplied, at `wide_frac` of the rate; keys and values cost as much as `key_dims` each besides their own.
+prefill multiplied, at `wide_frac` of the rate, in prefill those of more than 192 at `widest_frac` of that; keys and
+values cost as much as `key_dims` each besides their own.
 Blocks beyond one per SM each take it block_s besides their keys. `peak` is always the bf16 peak: η_c passes 1 where an
 engine multiplies in fp8.
 
@@ -37,7 +38,7 @@ from estimator.roofline import ACTIVATION_BYTES, Bounds, FloatArray, cached_frac
 
 ROW_BLOCK = 128.0  # query rows that one block of a prefill kernel takes
 SHARPNESS = 4.0  # exponent where two bounds of a decode kernel meet
-WIDE_DIMS = 128.0  # of a head; beyond, kernels have other tiles
+WIDE_DIMS, WIDEST_DIMS = 128.0, 192.0  # of a head; beyond either, kernels have other tiles
 JOIN_TOKENS = 384.0  # of a sequence: kernels walk 256 in one part and split 512, as measured
 STRAIGHT_TOKENS = 512.0 * 2.0 ** np.arange(7)  # contexts over which a straight line stands for a decode kernel's fill
 
@@ -88,7 +89,11 @@ class HeadShape:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrefillCurve:
-    """Prefill attention; symbols in the module's docstring. `head_half`: heads that leave the GPU half empty."""
+    """Prefill attention; symbols in the module's docstring. `head_half`: heads that leave the GPU half empty.
+
+    Benchmarks find queries, keys, values and outputs of up to `cache_bytes` in the L2 cache, at `cache_frac` of the
+    memory bandwidth.
+    """
 
     launch_s: float = 8e-6
     compute_frac: float = 0.55
@@ -99,7 +104,10 @@ class PrefillCurve:
     kv_passes: float = 0.0
     dim_pad: float = 0.0
     wide_frac: float = 1.0
+    widest_frac: float = 1.0
     fill_waves: float = 0.0
+    cache_bytes: float = 0.0
+    cache_frac: float = 1.5
 
     BOUNDS: ClassVar[Bounds] = {
         "launch_s": (1e-6, 60e-6),
@@ -111,7 +119,10 @@ class PrefillCurve:
         "kv_passes": (0.0, 20.0),
         "dim_pad": (0.0, 2.0),
         "wide_frac": (0.2, 1.5),
+        "widest_frac": (0.2, 1.5),
         "fill_waves": (0.0, 8.0),
+        "cache_bytes": (0.0, 200e6),
+        "cache_frac": (1.05, 8.0),
     }
 
     def coefficients(self, gpu: Gpu, shape: HeadShape) -> tuple[FloatArray, FloatArray]:
@@ -119,12 +130,27 @@ class PrefillCurve:
         dim = np.asarray(shape.dims, dtype=np.float64) / 2.0
         padded = 2.0 ** np.ceil(np.log2(dim))
         dims = shape.dims * (padded / dim) ** self.dim_pad + self.softmax_dims
-        dims = dims / np.where(dim > WIDE_DIMS, self.wide_frac, 1.0)
+        rate = np.where(dim > WIDE_DIMS, self.wide_frac, 1.0) * np.where(dim > WIDEST_DIMS, self.widest_frac, 1.0)
+        dims = dims / rate
         flop = 2.0 * (shape.num_heads + self.head_half) * dims
         s_per_pair = np.asarray(flop / (gpu.peak_flop_per_s("bf16") * self.compute_frac))
-        kv_bytes = ACTIVATION_BYTES * shape.num_kv_heads * shape.dims
-        io_s = (shape.io_bytes + self.kv_passes * kv_bytes) / (gpu.bandwidth_bytes_per_s * self.memory_frac)
+        io_s = self._io_bytes(shape) / (gpu.bandwidth_bytes_per_s * self.memory_frac)
         return s_per_pair, np.asarray(self.pad_tokens * s_per_pair + io_s)
+
+    def _io_bytes(self, shape: HeadShape) -> FloatArray:
+        """Per token, with every pass over new keys and values."""
+        kv_bytes = ACTIVATION_BYTES * shape.num_kv_heads * shape.dims
+        return np.asarray(shape.io_bytes + self.kv_passes * kv_bytes)
+
+    def measured_s(self, gpu: Gpu, tokens: FloatArray, pairs: FloatArray, shape: HeadShape) -> FloatArray:
+        """Of `tokens` new tokens and all pairs they make, as a benchmark measures it: small steps stay in L2."""
+        s_per_pair, s_per_token = self.coefficients(gpu, shape)
+        thin = np.sqrt(1.0 + (self.thin_tokens(gpu, shape) / tokens) ** 2)
+        io_bytes = tokens * self._io_bytes(shape)
+        near = cached_frac(io_bytes, self.cache_bytes)
+        spared = near * (1.0 / self.memory_frac - 1.0 / max(self.cache_frac, self.memory_frac))
+        spared_s = io_bytes * spared / gpu.bandwidth_bytes_per_s
+        return np.asarray(self.launch_s + s_per_pair * pairs * thin + s_per_token * tokens - spared_s)
 
     def thin_tokens(self, gpu: Gpu, shape: HeadShape) -> FloatArray:
         """Tokens of a step whose row blocks and heads leave the GPU half empty, broadcast shape of the heads."""

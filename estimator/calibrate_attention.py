@@ -35,6 +35,7 @@ from estimator.work import INDEX_KEY_BYTES
 
 MOST_HEADS = 64
 MOST_GROUP = 16  # query heads per key/value head of grouped models (Llama-3.1-405B, Qwen3-235B)
+BEYOND_CACHE_BYTES = 300e6  # more than twice the L2 cache of any GPU here (126 MB)
 HEADS = ("num_heads", "num_key_value_heads", "head_dim")
 NO_WINDOW = frozenset(("outside_frac", "window_pad"))
 LATENT_LAUNCH = {"launch_s": 14e-6}  # of latent kernels in the tables that a graph launched, where the host hides it
@@ -46,8 +47,8 @@ HOST_HIDES = LATENT_LAUNCH | {
     "cache_bytes": 0.0,
     "cache_frac": 1.5,
 }
-ONE_WIDTH = frozenset(("wide_frac",))
-ONE_LATENT = NO_WINDOW | ONE_WIDTH | {"lone_s", "lone_frac", "key_dims"}  # all heads share it
+ONE_WIDTH = frozenset(("wide_frac", "widest_frac"))
+ONE_LATENT = NO_WINDOW | {"wide_frac", "lone_s", "lone_frac", "key_dims"}  # all heads share it
 
 
 def _windowed(table: pd.DataFrame) -> pd.DataFrame:
@@ -101,10 +102,7 @@ def _prefill_s(curve: PrefillCurve, gpu: Gpu, x: Rows, heads: HeadShape) -> Floa
     isl = x["isl"]
     window = np.minimum(np.where(x.get("window_size", 0.0 * isl) > 0, x.get("window_size", isl), isl), isl)
     pairs = x["batch_size"] * (isl * window - window * (window - 1.0) / 2.0)
-    s_per_pair, s_per_token = curve.coefficients(gpu, heads)
-    tokens = x["batch_size"] * isl
-    thin = np.sqrt(1.0 + (curve.thin_tokens(gpu, heads) / tokens) ** 2)
-    return np.asarray(curve.launch_s + s_per_pair * pairs * thin + s_per_token * tokens)
+    return curve.measured_s(gpu, x["batch_size"] * isl, pairs, heads)
 
 
 def generation(folder: Path) -> Iterator[Group]:
@@ -118,9 +116,22 @@ def generation(folder: Path) -> Iterator[Group]:
             heads = grouped_heads(x["num_heads"], x["num_key_value_heads"], x["head_dim"], NUMBER_BYTES[dtype])
             return _decode_s(curve, gpu, x, heads)
 
+        rows = within_bandwidth(rows, NUMBER_BYTES[dtype])
         kind = "generation_attention" + str(rows["windowed"].iloc[0])
         fixed = frozenset[str]() if rows["windowed"].iloc[0] else NO_WINDOW
         yield from group_of(kind, dtype, newest_rows(rows), DecodeCurve, predict, shape=HEADS, fixed=fixed)
+
+
+def within_bandwidth(rows: pd.DataFrame, number_bytes: float) -> pd.DataFrame:
+    """Rows without those that read caches beyond the L2 faster than the data sheet's bandwidth.
+
+    TensorRT-LLM's on A100 and L40S do, up to 1.7 times, where query heads share keys: less is read than they state.
+    """
+    cached = (rows["step"] + 1.0).where(rows["window_size"] == 0, np.minimum(rows["step"] + 1.0, rows["window_size"]))
+    num_bytes = 2.0 * number_bytes * rows["batch_size"] * cached * rows["num_key_value_heads"] * rows["head_dim"]
+    bytes_per_s = num_bytes / (rows["latency_us"] * 1e-6)
+    bandwidth = load_gpu(str(rows["gpu"].iloc[0])).bandwidth_bytes_per_s
+    return rows[(num_bytes <= BEYOND_CACHE_BYTES) | (bytes_per_s <= bandwidth)]
 
 
 def _decode_s(curve: DecodeCurve, gpu: Gpu, x: Rows, heads: HeadShape) -> FloatArray:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from estimator.attention import STRAIGHT_TOKENS, DecodeCurve, HeadShape
+from estimator.attention import STRAIGHT_TOKENS, DecodeCurve, HeadShape, PrefillCurve
 from estimator.catalogue.gpus import gpu_names, load_gpu
 from estimator.catalogue.timing import ENGINES, load_timing
 from estimator.collectives import LinkCurve
@@ -176,6 +176,26 @@ def test_wide_heads_and_what_a_key_costs_besides_its_dims() -> None:
     for heads, factor in ((HEADS, 5 / 4), (wide, 9 / 8 / 0.5)):
         slow, quick = curve.line(gpu, n, heads), plain.line(gpu, n, heads)
         assert slow.s_per_cached_token == pytest.approx(factor * quick.s_per_cached_token, rel=1e-3)
+
+
+def test_prefill_multiplies_wide_heads_and_the_widest_at_rates_of_their_own() -> None:
+    """Heads of 192 dims at half the rate of 128, those of 256 at half of that again."""
+    gpu, curve = load_gpu("l40s"), PrefillCurve(softmax_dims=0.0, wide_frac=0.5, widest_frac=0.5)
+    pairs = [float(curve.coefficients(gpu, replace(HEADS, dims=2.0 * dim))[0]) / dim for dim in (128.0, 192.0, 256.0)]
+    assert np.array(pairs) / pairs[0] == pytest.approx([1.0, 2.0, 4.0])
+
+
+def test_prefill_of_a_benchmark_finds_a_small_step_in_the_cache() -> None:
+    """Queries and outputs of 100 tokens come at six times the bandwidth, of 100,000 at 0.8 of it; a step's line is all
+    cold."""
+    gpu, tokens = load_gpu("l40s"), np.array([100.0, 100_000.0])
+    cold = PrefillCurve(memory_frac=0.8)
+    curve = replace(cold, cache_bytes=50e6, cache_frac=6.0)
+    io_s = tokens * HEADS.io_bytes / gpu.bandwidth_bytes_per_s
+    spared_s = cold.measured_s(gpu, tokens, 0.0 * tokens, HEADS) - curve.measured_s(gpu, tokens, 0.0 * tokens, HEADS)
+    assert spared_s[0] == pytest.approx(io_s[0] * (1 / 0.8 - 1 / 6.0))
+    assert 0.0 < spared_s[1] < 1e-3 * io_s[1]
+    assert curve.line(gpu, HEADS) == cold.line(gpu, HEADS)
 
 
 def test_a_window_reads_the_tokens_beside_it_once_there_are_any() -> None:
