@@ -34,6 +34,7 @@ HELD_OUT_FRAC = 0.25  # of the shapes
 SOFT_FRAC = 0.1  # residual from which on the loss grows with its logarithm
 MOST_EVALUATIONS = 30
 ONE_SHOT_BYTES = tuple(1.5 * 2**power for power in range(16, 23))  # between the sizes measured
+MOST_ROWS = (96.0, 192.0)  # between the heights of tiles
 LEAST_TILE = 16_384.0  # 128 × 128, of which kernels without a choice are mostly built
 START_FRAC = 0.3  # of its bound, where a parameter that may be absent starts
 
@@ -66,13 +67,15 @@ def fit_group(group: Group, starts: Iterable[Any] = ()) -> Fit:
 
 
 def _default_starts(group: Group) -> list[Any]:
-    """The defaults, with a cache where benchmarks may have found data, with a fill; with large tiles alone; every limit
-    of one-shot buffers.
+    """The defaults, with a cache where benchmarks may have found data, with a fill; with kernels for few rows and tiles
+    below a height; with large tiles alone; every limit of one-shot buffers.
     """
     starts, bounds = [group.default], group.curve.BOUNDS
     for names in (("cache_bytes",), ("cache_bytes", "fill_s", "join_s"), ("window_pad",)):
         if names[-1] in bounds and names[-1] not in group.fixed:
             starts.append(replace(starts[0], **{name: START_FRAC * bounds[name][1] for name in names}))
+    if "most_rows" in bounds:
+        starts += [replace(starts[0], narrow_gain=START_FRAC, most_rows=most) for most in MOST_ROWS]
     if "least_tile" in bounds:
         starts += [replace(start, least_tile=LEAST_TILE) for start in starts]
     if "one_shot_bytes" in bounds:

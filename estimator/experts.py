@@ -1,6 +1,6 @@
 """Seconds of a fused expert layer on one GPU: how tokens spread over experts, and two grouped products.
 
-    t = launch + Σ over both products ‖ min over tiles of waves·(k + k_half)·step, bytes/(bandwidth·η_m), k·τ ‖_p
+    t = launch + Σ over both products ‖ min over tiles of waves·(k + k_half)·step, bytes/(bandwidth·η_m), k·τ ‖_p / gain
         + local + routing + experts·expert_s + pairs·pair_s + fill
 
 | symbol | meaning |
@@ -10,6 +10,7 @@
 | rows | pairs that this GPU multiplies; that of the busiest rank, which the step waits for |
 | tiles | Σ over touched experts of ⌈rows of the expert/rows of a tile⌉ |
 | τ | k_step + k_wide·w: a step along k is longer in kernels for more rows; w = tokens/(tokens + experts) |
+| gain | 1 + narrow_gain/(1 + (pairs per expert here/narrow_rows)^6): kernels for few rows are another build, or tile |
 | fill | fill_bytes/bandwidth·w: what could have been moved while a kernel of many experts fills its pipelines |
 
 Waves, tiles, step and the bounds' norm are those of `estimator.roofline`. Routing is one of
@@ -147,6 +148,9 @@ class ExpertCurve:
 
     `local_frac`, `routing_frac`: share of the bandwidth at which this GPU's rows pass through the layer's buffers, and
     the pairs of *all* ranks through its sorting. `pad_rows`: rows without a token that each touched expert multiplies.
+    `most_rows`: no tile is higher (Marlin builds up to 64 rows; steps of 64 in TensorRT-LLM's block-scaled kernels).
+    `narrow_rows`, `narrow_gain`: with fewer pairs an expert its products are that much faster; TensorRT-LLM's kernels
+    choose tiles of 8 to 64 rows by this mean (FlashInfer's `computeSelectedTileN`), Marlin's too (fused_marlin_moe.py).
     Benchmarks find layers of up to `cache_bytes` in the L2 cache, `cache_gain` times as fast as memory.
     """
 
@@ -157,6 +161,7 @@ class ExpertCurve:
     k_half: float = 200.0
     tile_half: float = 8.0
     sm_share: float = 2.5
+    most_rows: float = 256.0
     wave_sharpness: float = 0.5
     k_step_s: float = 0.5e-9
     k_wide_s: float = 0.5e-9
@@ -166,6 +171,8 @@ class ExpertCurve:
     pair_s: float = 0.1e-9
     fill_bytes: float = 1e6
     pad_rows: float = 2.0
+    narrow_rows: float = 8.0
+    narrow_gain: float = 0.0
     cache_bytes: float = 0.0
     cache_gain: float = 1.5
 
@@ -177,6 +184,7 @@ class ExpertCurve:
         "k_half": (0.0, 4000.0),
         "tile_half": (0.0, 200.0),
         "sm_share": (0.3, 12.0),
+        "most_rows": (16.0, 256.0),
         "wave_sharpness": (0.0, 1.0),
         "k_step_s": (0.0, 20e-9),
         "k_wide_s": (0.0, 20e-9),
@@ -186,6 +194,8 @@ class ExpertCurve:
         "pair_s": (0.0, 20e-9),
         "fill_bytes": (0.0, 100e6),
         "pad_rows": (0.0, 64.0),
+        "narrow_rows": (1.0, 64.0),
+        "narrow_gain": (0.0, 1.0),
         "cache_bytes": (0.0, 200e6),
         "cache_gain": (1.0, 6.0),
     }
@@ -218,6 +228,8 @@ class ExpertCurve:
             chain_s = k * (self.k_step_s + self.k_wide_s * wide)
             products_s = products_s + softmax_norm(self.exponent, loop_s, memory_s, np.asarray(chain_s))
         pairs = load.tokens * layer.top_k
+        narrow = cached_frac(np.asarray(pairs / layer.experts_per_gpu), self.narrow_rows)
+        products_s = products_s / (1.0 + self.narrow_gain * narrow)
         local_bytes = load.rows * ACTIVATION_BYTES * (2.0 * layer.hidden + 3.0 * layer.intermediate)
         moved_s = local_bytes / self.local_frac + pairs * ACTIVATION_BYTES * layer.hidden / self.routing_frac
         moved_s = (moved_s + self.fill_bytes * wide) / gpu.bandwidth_bytes_per_s
@@ -230,9 +242,10 @@ class ExpertCurve:
         return first, second
 
     def _loop_s(self, gpu: Gpu, load: ExpertLoad, n: FloatArray, k: FloatArray, dtype: str) -> FloatArray:
-        rows, columns = TILE_ROWS[:, None], TILE_COLUMNS
+        built = self.most_rows + 0.5 >= TILE_ROWS
+        rows, columns = TILE_ROWS[built, None], TILE_COLUMNS
         step = step_s(gpu, dtype, self, rows, columns, rows)
-        tiles = load.tiles[:, :, None] * np.ceil(n[:, None, None] / columns)
+        tiles = load.tiles[:, built, None] * np.ceil(n[:, None, None] / columns)
         loop = waves_of(tiles, gpu.num_sms, self.wave_sharpness) * (k[:, None, None] + self.k_half) * step
         peak = gpu.peak_flop_per_s(COMPUTE_DTYPE[dtype]) * self.compute_frac
         return np.asarray(loop.min(axis=(1, 2)) + 2.0 * self.pad_rows * load.touched * n * k / peak)

@@ -157,6 +157,56 @@ def test_caches_read_faster_than_memory_are_left_out_where_no_cache_holds_them()
     assert within_bandwidth(table.assign(window_size=128.0), 2.0).index.tolist() == [0, 1, 2]
 
 
+def expert_rows(inter_size: int, latency_us: float, num_experts: int = 64, dtype: str = "fp8_block") -> pd.DataFrame:
+    """A table of one expert shape on H100 with 32 token counts from 512, dealt out, all of them as long."""
+    columns: dict[str, Any] = {
+        "gpu": "h100_sxm",
+        "backend": "vllm",
+        "version": "1.0",
+        "kernel_source": "kernel",
+        "moe_dtype": dtype,
+        "num_tokens": np.arange(512, 544),
+        "hidden_size": 4096,
+        "inter_size": inter_size,
+        "topk": 8,
+        "num_experts": num_experts,
+        "moe_tp_size": 1,
+        "moe_ep_size": 1,
+        "distribution": "balanced",
+        "latency_us": latency_us,
+    }
+    return pd.DataFrame(columns)
+
+
+def test_shapes_faster_than_their_weights_can_be_read_are_left_out(tmp_path: Path) -> None:
+    """64 experts of 3 x 4,096 x 2,048 bytes take 481 us to read at 3.35 TB/s: 300 us for a shape go, 400 us stay."""
+    table = pd.concat([expert_rows(2048, 300.0), expert_rows(2048, 400.0, num_experts=63)])
+    table.to_parquet(tmp_path / "op_moe.parquet")
+    (group,) = measured_groups(tmp_path, frozenset(("moe",)))
+    assert set(group.rows["num_experts"]) == {63.0}
+
+
+def test_block_scaled_experts_that_cut_a_block_are_left_out(tmp_path: Path) -> None:
+    """A width of 192 is served in bf16 and not in block-scaled fp8; one of 256 in both."""
+    table = pd.concat(
+        [expert_rows(width, 900.0, dtype=dtype) for width in (192, 256) for dtype in ("fp8_block", "bfloat16")]
+    )
+    table.to_parquet(tmp_path / "op_moe.parquet")
+    widths = {group.dtype: set(group.rows["inter_size"]) for group in measured_groups(tmp_path, frozenset(("moe",)))}
+    assert widths == {"fp8_block": {256.0}, "bf16": {192.0, 256.0}}
+
+
+def test_sliced_experts_are_a_group_of_their_own_where_another_kernel_runs_them(tmp_path: Path) -> None:
+    """One kernel for whole experts, another for slices: two groups; one kernel for both: one group."""
+    sliced = expert_rows(1024, 700.0).assign(moe_tp_size=2, kernel_source="triton")
+    divided = pd.concat([expert_rows(1024, 400.0)] * 2).assign(moe_ep_size=2, kernel_source="cutlass")
+    pd.concat([sliced, divided]).to_parquet(tmp_path / "op_moe.parquet")
+    kinds = {group.kind: group.kernel for group in measured_groups(tmp_path, frozenset(("moe", "moe_sliced")))}
+    assert kinds == {"moe": "cutlass", "moe_sliced": "triton"}
+    pd.concat([sliced.assign(kernel_source="cutlass"), divided]).to_parquet(tmp_path / "op_moe.parquet")
+    assert [group.kind for group in measured_groups(tmp_path, frozenset(("moe", "moe_sliced")))] == ["moe"]
+
+
 def test_what_other_tables_say_is_taken_as_given() -> None:
     """A launch that is given keeps its value, and the other parameters are those of a kernel with that launch."""
     group = synthetic(GemmCurve(launch_s=14e-6, memory_frac=0.7), gemm, gemm_shapes(300))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 
 from estimator.catalogue.gpus import load_gpu
 from estimator.catalogue.timing import load_timing
-from estimator.experts import TILE_ROWS, ExpertLayer, Routing, expert_load, power_law_loads
+from estimator.experts import TILE_ROWS, ExpertCurve, ExpertLayer, Routing, expert_load, power_law_loads
 from estimator.roofline import FloatArray
 
 ROUTINGS: tuple[Routing, ...] = ("dealt", "uniform", "power_law")
@@ -133,3 +135,45 @@ def test_pairs_that_rounding_leaves_go_to_experts_without_a_token() -> None:
     assert few.touched[0] == pytest.approx(80, rel=0.02)
     more = expert_load(np.array([32.0]), layer_of(256, 1, 8), "power_law", 1.01)
     assert more.touched[0] == pytest.approx(715 / 1395 * 256, rel=0.05)
+
+
+def test_few_rows_an_expert_run_in_a_faster_kernel() -> None:
+    """Products alone: at a mean of 1 pair an expert 1.5 times as fast with a gain of 0.5 up to 8, at 64 as fast."""
+    bare = ExpertCurve(launch_s=2e-6, routing_frac=20.0, local_frac=5.0, expert_s=0.0, pair_s=0.0, fill_bytes=0.0)
+    plain, narrow = (replace(bare, narrow_rows=8.0, narrow_gain=gain) for gain in (0.0, 0.5))
+    layer, gpu = layer_of(256, 1, 8), load_gpu("b200_sxm")
+
+    def ratio(tokens: float) -> float:
+        load = expert_load(np.array([tokens]), layer, "dealt")
+        slow, fast = (float(curve.seconds(gpu, load, layer, "fp8_block")[0]) for curve in (plain, narrow))
+        return slow / fast
+
+    assert ratio(32) == pytest.approx(1.5, rel=0.02)
+    assert ratio(2048) == pytest.approx(1.0, rel=0.001)
+    assert 1.2 < ratio(256) < 1.3  # where a mean of 8 rows is reached: half of the gain
+
+
+def test_ranks_count_the_pairs_of_all_for_their_own_experts() -> None:
+    """On one of 8 ranks the mean that chooses a kernel is 8 times that of one GPU, as FlashInfer counts it."""
+    curve = ExpertCurve(narrow_rows=8.0, narrow_gain=1.0)
+    plain, gpu = ExpertCurve(), load_gpu("b200_sxm")
+
+    def gain(ep: int) -> float:
+        layer = layer_of(256, ep, 8)
+        load = expert_load(np.array([64.0]), layer, "dealt")
+        slow, fast = (float(c.seconds(gpu, load, layer, "fp8_block")[0]) for c in (plain, curve))
+        return slow / fast
+
+    assert gain(1) > 1.5
+    assert gain(8) == pytest.approx(1.0, rel=0.02)
+
+
+def test_a_kernel_without_high_tiles_is_slower_for_many_rows_alone() -> None:
+    """Tiles of at most 64 rows cost 32,768 tokens of 8 experts more, and 8 tokens nothing."""
+    layer, gpu = layer_of(8, 1, 2), load_gpu("h200_sxm")
+    load = expert_load(np.array([8.0, 32768.0]), layer, "dealt")
+    high, low = (
+        ExpertCurve(tile_half=40.0, most_rows=most).seconds(gpu, load, layer, "bf16") for most in (256.0, 64.0)
+    )
+    assert low[0] == high[0]
+    assert low[1] > 1.1 * high[1]
