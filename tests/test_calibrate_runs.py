@@ -179,8 +179,8 @@ def test_scripts_and_versions_say_what_norms_join(runs: list[MeasuredRun]) -> No
 
 @pytest.mark.shared
 def test_bursts_wait_for_kernels_that_are_compiled_when_they_first_run(runs: list[MeasuredRun]) -> None:
-    """Fresh servers of SGLang before 0.5.10 do; of TensorRT-LLM those alone whose experts are Triton's, of vLLM those on
-    Hopper with experts and those on B200 before 0.19."""
+    """Fresh servers of SGLang before 0.5.10 do; of TensorRT-LLM those alone whose experts are Triton's, of vLLM those
+    on Hopper with experts and those on B200 before 0.19."""
     cold = {
         (r.model.split("/")[1], r.gpu, r.engine) for r in runs if r.mode == "collocated" and recipe_of(r).starts_cold
     }
