@@ -25,6 +25,7 @@ plus launches and time in which the GPU waits for the host:
 | f | `frontend_s`: what the front end does for one request after another | s |
 | | `cold_start_s`: kernels compiled and tuned for the first prompts of a server that nobody has warmed up | s |
 | | `hand_over_s`: router, second front end and KV connector between two pools, beside the transfer | s |
+| | `hand_over_steps`: decode steps between whose ends the receiver agrees to, fetches and admits a hand-over | 1 |
 
 The values live in `estimator/catalogue/engines.toml` (limits, memory, policy, bounds: written by hand with source and
 date) and `engines_fit.json` (costs: fitted on whole runs by `estimator.calibrate_runs`).
@@ -67,6 +68,7 @@ COST_BOUNDS: Mapping[str, tuple[float, float]] = {
     "cold_start_s": (0.0, 4.0),
     "overhead_s_per_token": (0.0, 10e-6),
     "hand_over_s": (0.0, 0.6),
+    "hand_over_steps": (0.0, 20.0),
     "exchange_factor": (0.2, 3.0),
     "mxfp4_factor": (0.6, 1.8),
     "block_factor": (0.6, 1.8),
@@ -101,7 +103,8 @@ class EngineCosts:
     frontend_s: float = 1e-3
     cold_start_s: float = 0.2
     overhead_s_per_token: float = 1.5e-6
-    hand_over_s: float = 0.15
+    hand_over_s: float = 0.1
+    hand_over_steps: float = 8.0
     exchange_factor: float = 0.7
     mxfp4_factor: float = 1.0
     block_factor: float = 1.0

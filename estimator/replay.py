@@ -359,4 +359,4 @@ def _system(run: MeasuredRun, instances: list[Instance], engine: Engine) -> Syst
     if len(instances) == 1:
         return Collocated(instance=instances[0], num_instances=num_instances(run), policy=engine.policy)
     prefill, decode = instances
-    return pools_system(run, prefill, decode, engine.costs_on(load_gpu(run.gpu).architecture).hand_over_s)
+    return pools_system(run, prefill, decode, engine.costs_on(load_gpu(run.gpu).architecture))

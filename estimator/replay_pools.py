@@ -18,7 +18,7 @@ read 2026-11-26) and the engines' code:
 - *SGLang's servers on B200* join norms to their all-reduces (`--enable-flashinfer-allreduce-fusion`).
 - *TensorRT-LLM's prefill servers* run without overlap (`disable_overlap_scheduler`), the others' look a step ahead.
 - *The first token travels with the KV cache*, so that waiting for a decode seat is part of TTFT.
-- *A hand-over* takes the engine's `hand_over_s` beside the transfer.
+- *A hand-over* takes the engine's `hand_over_s` and `hand_over_steps` beside the transfer.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from estimator.catalogue.gpus import load_gpu
-from estimator.engine import Engine
+from estimator.engine import Engine, EngineCosts
 from estimator.instance import BLOCK_TOKENS, EngineLimits, Instance
 from estimator.measured_runs import MeasuredRun, PoolLayout
 from estimator.parallelism import Parallelism
@@ -166,7 +166,7 @@ def pool_blocks(run: MeasuredRun, pool: PoolLayout, num_blocks: int) -> int:
     return min(num_blocks, found.held // BLOCK_TOKENS)
 
 
-def pools_system(run: MeasuredRun, prefill: Instance, decode: Instance, hand_over_s: float) -> Disaggregated:
+def pools_system(run: MeasuredRun, prefill: Instance, decode: Instance, costs: EngineCosts) -> Disaggregated:
     """The system that the row describes."""
     seats = decode_seats(run)
     if seats is not None:
@@ -185,7 +185,8 @@ def pools_system(run: MeasuredRun, prefill: Instance, decode: Instance, hand_ove
         link=KvLink(
             egress_bytes_per_s=LINK_FRAC * per_gpu * prefill.num_gpus,
             ingress_bytes_per_s=LINK_FRAC * per_gpu * decode.num_gpus,
-            latency_s=hand_over_s,
+            latency_s=costs.hand_over_s,
+            latency_steps=costs.hand_over_steps,
         ),
         policy=NO_EVICT if run.engine == WHOLE_PROMPTS else replace(DISTSERVE, chunk_tokens=chunk_tokens),
         holds_first_token=True,

@@ -35,24 +35,22 @@ class KvLink:
     """Hand-over of KV caches: each prefill instance sends, each decode instance receives, one transfer at a time.
 
     A transfer of x bytes starts when the decode instance has set room aside, the sender is free and the receiver is
-    free, holds both for x / min(egress, ingress), and is over `latency_s` later.
+    free, holds both for x / min(egress, ingress), and is over `latency_s` and `latency_steps` of the receiver's decode
+    steps later, as long as the one under way, but not before one that was booked earlier.
     """
 
     egress_bytes_per_s: float
     ingress_bytes_per_s: float
     latency_s: float = 0.0
+    latency_steps: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("egress_bytes_per_s", "ingress_bytes_per_s"):
             value = getattr(self, name)
             require(value > 0, field=name, value=value, rule="must be positive", accepted="bytes per second > 0")
-        require(
-            self.latency_s >= 0,
-            field="latency_s",
-            value=self.latency_s,
-            rule="must not be negative",
-            accepted="seconds ≥ 0",
-        )
+        for name, unit in (("latency_s", "seconds"), ("latency_steps", "steps")):
+            value = getattr(self, name)
+            require(value >= 0, field=name, value=value, rule="must not be negative", accepted=f"{unit} ≥ 0")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

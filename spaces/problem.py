@@ -154,6 +154,7 @@ def link_of(problem: Problem, strategy: Strategy) -> KvLink:
         egress_bytes_per_s=ports_bytes_per_s(prefill),
         ingress_bytes_per_s=ports_bytes_per_s(decode),
         latency_s=problem.link_latency_s + costs.hand_over_s,
+        latency_steps=costs.hand_over_steps,
     )
 
 

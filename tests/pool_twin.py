@@ -80,6 +80,7 @@ class Step:
 
     end_s: float
     prompts: list[Job] = field(default_factory=list)
+    seconds: float = 0.0
 
 
 class PoolTwin:
@@ -346,7 +347,10 @@ class PoolTwin:
         wire_s = job.total * self.prefill.kv_bytes_per_token / min(link.egress_bytes_per_s, link.ingress_bytes_per_s)
         ends_s = max(self.now, self.sender_s[sender], self.receiver_s[receiver]) + wire_s
         self.sender_s[sender] = self.receiver_s[receiver] = ends_s
-        job.kv_s = ends_s + link.latency_s
+        under_way = self.steps[number // self.ranks[1]]
+        steps_s = link.latency_steps * under_way.seconds if under_way else 0.0
+        before_s = self.flying[receiver][-1].kv_s if self.flying[receiver] else 0.0
+        job.kv_s = max(ends_s + link.latency_s + steps_s, before_s)
         self.flying[receiver].append(job)
 
     def _start_prefill(self, unit: int) -> None:
@@ -445,7 +449,7 @@ class PoolTwin:
                 lane_s = self.pp * cost.decode_step_s(len(lane.seqs), cached)
             seconds = max(seconds, lane_s + hop_s)
         if is_busy:
-            self.steps[unit] = Step(end_s=self.now + seconds)
+            self.steps[unit] = Step(end_s=self.now + seconds, seconds=seconds)
 
     def _evict(self, lane: DecodeLane) -> bool:
         has_evicted = False

@@ -81,6 +81,28 @@ def poisson(rate: float, num: int, seed: int = 1) -> np.ndarray[tuple[int, ...],
     return np.cumsum(np.random.default_rng(seed).exponential(1 / rate, num))
 
 
+def test_a_hand_over_may_take_steps_of_its_receiver() -> None:
+    """The first meets an idle instance; those that come later take 2.5 of the steps that decode it."""
+    requests, link = requests_of([0.0, 1.0, 1.0], 10, 200), replace(FAST_LINK, latency_s=0.15)
+    plain, late = (
+        simulate(system_of(pool_instance(), link=replace(link, latency_steps=n)), requests) for n in (0.0, 2.5)
+    )
+    assert late.kv_arrival_s[0] == plain.kv_arrival_s[0]
+    steps = (late.kv_arrival_s - plain.kv_arrival_s)[1:] / 0.0249
+    assert steps == pytest.approx(2.5, rel=0.1)
+
+
+def test_no_hand_over_overtakes_another() -> None:
+    """One that waits for ten steps, the last of which the instance never takes, is ahead of one that waits for none."""
+    system = system_of(pool_instance(), link=replace(FAST_LINK, latency_steps=10.0))
+    alone = simulate(system, requests_of([0.0], 10, 50))
+    end_s = alone.finish_s[0]
+    run = simulate(system, requests_of([0.0, end_s - 0.12, end_s - 0.05], 10, 50))
+    assert run.first_token_s[1] < end_s < run.first_token_s[2]
+    assert run.kv_arrival_s[1] > run.first_token_s[2] + 0.05
+    assert run.kv_arrival_s[2] == run.kv_arrival_s[1]
+
+
 def test_one_request_by_hand() -> None:
     """Ten tokens: first token at 0.11 s, cache across 0.15 s later, then steps of 20 ms + 0.1 ms per cached token."""
     run = simulate(system_of(pool_instance()), requests_of([0.0], 10, 3))

@@ -87,6 +87,7 @@ def systems(draw: st.DrawFn) -> Disaggregated:
             egress_bytes_per_s=draw(st.sampled_from([313.7, 9713.0])),
             ingress_bytes_per_s=draw(st.sampled_from([517.3, 8191.0])),
             latency_s=draw(st.sampled_from([0.0, 0.00311])),
+            latency_steps=draw(st.sampled_from([0.0, 2.37])),
         ),
         policy=draw(policies()),
         router=draw(st.sampled_from(["round_robin", "random", "least_outstanding", "power_of_two"])),

@@ -181,6 +181,16 @@ def test_a_longer_hand_over_delays_the_first_token_by_itself() -> None:
     assert slow - fast == pytest.approx(200.0, rel=0.02)
 
 
+def test_steps_of_a_hand_over_are_as_long_as_those_under_way() -> None:
+    """A burst meets an idle pool, whoever comes later waits for so many steps of decode."""
+    run, engine = two_pools(**SHORT_FP4, num_requests=360), load_engine("trtllm")
+    slow, fast = (
+        answer(run, replace(engine, costs={"": EngineCosts(hand_over_steps=n)})).latency_ms for n in (12.0, 2.0)
+    )
+    late_steps = (slow["ttft_mean_ms"] - fast["ttft_mean_ms"]) / fast["tpot_mean_ms"]
+    assert late_steps == pytest.approx(10.0 * 324 / 360, rel=0.1)
+
+
 def test_a_burst_that_fills_a_step_waits_for_kernels_that_run_first() -> None:
     """SGLang's two pools start cold: a burst of full steps waits for the whole cold start, smaller ones for none."""
 

@@ -96,6 +96,15 @@ def steps_reaching(pool, unit, limit_s):
 
 
 @njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
+def step_s(pool, unit, t):
+    """How long the step takes that is under way at t; 0 where none is."""
+    at = pool.units[unit]
+    if not at["is_running"]:
+        return 0.0
+    return at["first_s"] + at["slope_s"] * (steps_reaching(pool, unit, t - at["start_s"] + SAME_S) - 1)
+
+
+@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
 def own_blocks(pool, tokens, steps):
     """Blocks of a sequence that had so many tokens and has taken so many steps."""
     return blocks_of(tokens * pool.token_units + pool.p * steps, pool.shift)

@@ -170,6 +170,7 @@ def _loop(system: Disaggregated, jobs: NDArray[np.void], seed: int, starts: list
         flying=starts[5],
         leaf=system.num_prefill,
         latency_s=system.link.latency_s,
+        latency_steps=system.link.latency_steps,
     )
     return Loop(
         prefill=_prefill_pool(system, num, (starts[0], starts[1])),

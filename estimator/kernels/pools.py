@@ -12,9 +12,9 @@ All servers share one clock. Events within `SAME_S` are at one time, and happen 
 7. prefill instances start a step.
 
 A hand-over with room is booked on the link at once: it starts when its sender and its receiver have ended what was
-booked before; its latency holds neither. A transfer without duration ends in a round of its own at the same time. A
-sequence joins at the first end of a step after its cache has arrived. In a closed loop a completion or rejection sends
-the next request.
+booked before; its latency holds neither, and counts steps as long as the one under way at the receiver. A transfer
+without duration ends in a round of its own at the same time. A sequence joins at the first end of a step after its
+cache has arrived. In a closed loop a completion or rejection sends the next request.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from estimator.kernels.decode_pool import (
     own_blocks,
     set_aside,
     start_decode,
+    step_s,
     steps_reaching,
     take_finished,
 )
@@ -50,6 +51,7 @@ class Link(NamedTuple):
     flying: int
     leaf: int
     latency_s: float
+    latency_steps: float
 
 
 class Loop(NamedTuple):
@@ -238,9 +240,11 @@ def send(state, loop, lane, i, t):
     sender, receiver = prefill.lanes[job["source"]]["unit"], decode.lanes[lane]["receiver"]
     ends_s = max(t, link.sender_s[sender], link.receiver_s[receiver]) + job["wire_s"]
     link.sender_s[sender] = link.receiver_s[receiver] = ends_s
-    job["kv_s"] = ends_s + link.latency_s
+    job["kv_s"] = ends_s + link.latency_s + link.latency_steps * step_s(decode, decode.lanes[lane]["unit"], t)
     if state.lists[link.flying + receiver, 0] == EMPTY:
         set_time(state.times, link.leaf + receiver, job["kv_s"])
+    else:
+        job["kv_s"] = max(job["kv_s"], state.jobs[state.lists[link.flying + receiver, 1]]["kv_s"])
     push(state, link.flying + receiver, i)
 
 
