@@ -3,7 +3,7 @@
 With factors k and fixed costs of `EngineCosts`, for n sequences (q tokens each) and T tokens of a mixed step:
 
     D[n] = Σ k·body(q n) − o·shared(q n) + Σ k·head(q n) + k_dec·launch(n) + h + h_seq·n
-    M[T] = max(k_prefill·Σ k·body(T) + k_prefill·k_pre·(launch + s·T), l_p·layers) + h_p + h
+    M[T] = max(k_prefill·Σ k·body(T) + k_prefill·k_pre·(launch + s·T), l_p·layers + l_e·expert layers) + h_p + h
     H[n] = Σ k·head(n) + h_seq·n
     b[n] = k_dec·read(n)        c = k_prefill·k_pre·pair
 
@@ -63,7 +63,7 @@ def step_cost(  # noqa: PLR0913  how an engine steps has this many sides
 ) -> StepCost:
     """The tables of one instance, indexed by sequences and by tokens; formulas in the module's docstring.
 
-    `step_time_factor` multiplies them all; up to `mixed_graph_tokens` k_prefill of the body is 1, l_p and h_p are 0.
+    `step_time_factor` multiplies them all; up to `mixed_graph_tokens` k_prefill of the body is 1; l_p, l_e, h_p are 0.
     """
     grid, q = kernels.tokens, tokens_per_seq
     seqs = np.arange(limits.max_num_seqs + 1, dtype=np.float64)
@@ -79,7 +79,8 @@ def step_cost(  # noqa: PLR0913  how an engine steps has this many sides
     replays = grid <= mixed_graph_tokens
     mixed = np.where(replays, 1.0, costs.prefill_factor) * body
     mixed += k_attention * (kernels.prefill_launch_s + kernels.prefill_s_per_token * grid)
-    mixed = np.maximum(mixed, np.where(replays, 0.0, costs.prefill_layer_s * kernels.num_layers))
+    launching_s = costs.prefill_layer_s * kernels.num_layers + costs.prefill_experts_s * kernels.num_expert_layers
+    mixed = np.maximum(mixed, np.where(replays, 0.0, launching_s))
     mixed += np.where(replays, 0.0, costs.prefill_host_s) + host_s
     pooled = np.where(replays, 1.0, costs.prefill_factor) * _kernels_s(kernels.body.of(EXPERT_KINDS), costs, grid)
     return StepCost(

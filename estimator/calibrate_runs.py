@@ -48,6 +48,8 @@ ENGINE_OWN = {
     "expert_group_s": 3.0,
     "host_s": 3.0,
     "host_s_per_seq": 3.0,
+    "prefill_layer_s": 2.0,
+    "prefill_experts_s": 2.0,
     "cold_start_s": 5.0,
     "sync_host_s": 3.0,
     "sync_host_s_per_seq": 3.0,
@@ -60,6 +62,7 @@ ENGINE_OWN = {
     "mxfp4_factor": 2.0,
 }
 # times that of the others: how kernels are fused, launched and scheduled is what engines differ in
+ARCHITECTURE_OWN = {"prefill_layer_s": 8.0, "prefill_experts_s": 8.0}  # a GPU's nodes have processors of their own
 RESIDUAL_STD = {"tpot": 0.08, "ttft": 0.20}  # where Cauchy's loss turns from square to logarithm
 LATENCY_WEIGHT = np.array([1.0, 0.6])  # of TPOT's and TTFT's residuals
 LONGEST_STEP = 1.5  # of any z in one step
@@ -109,6 +112,8 @@ class Design:
         own = np.array([ENGINE_OWN.get(name, 1.0) for name in NAMES])
         by_symbol = np.outer(std, np.ones(len(NAMES)))
         by_symbol[1:] *= own
+        places = np.array([ARCHITECTURE_OWN.get(name, own[i]) for i, name in enumerate(NAMES)])
+        by_symbol[1 + len(engines) :] *= places / own
         return cls(keys=unique, matrix=np.array(rows), std=by_symbol)
 
     def positions(self, shifts: FloatArray) -> FloatArray:

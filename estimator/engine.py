@@ -6,7 +6,7 @@ plus launches and time in which the GPU waits for the host:
     decode step (CUDA graph):  K − s · K_shared + h + h_seq · sequences,  K = Σ_kind k_kind · kernels_kind
                                    + λ_g · gemms + λ_q · fp8 and fp4 gemms + λ_e · elementwise
                                    + ε · layers of expert groups
-    step that holds prefill:   max(k_p · K, l_p · layers) + h_p + h + h_seq · sequences sampled
+    step that holds prefill:   max(k_p · K, l_p · layers + l_e · expert layers) + h_p + h + h_seq · sequences sampled
 
 | symbol | field of `EngineCosts` | unit |
 |---|---|---|
@@ -20,7 +20,7 @@ plus launches and time in which the GPU waits for the host:
 | h, h_seq | `host_s`, `host_s_per_seq`: host time of a step, of a sequence, that no overlap hides | s |
 | | `sync_host_s`, `sync_host_s_per_seq`: more of both where the scheduler waits for the step to end | s |
 | h_p | `prefill_host_s` | s |
-| l_p | `prefill_layer_s`: the host launches a layer no faster | s |
+| l_p, l_e | `prefill_layer_s`, `prefill_experts_s`: the host launches a layer no faster, one of experts by more | s |
 | o, o_t | `request_overhead_s`, `overhead_s_per_token`: HTTP, tokenisation, queue hand-over, many at a time | s |
 | f | `frontend_s`: what the front end does for one request after another | s |
 | | `cold_start_s`: kernels compiled and tuned for the first prompts of a server that nobody has warmed up | s |
@@ -62,6 +62,7 @@ COST_BOUNDS: Mapping[str, tuple[float, float]] = {
     "sync_host_s": (0.0, 6e-3),
     "sync_host_s_per_seq": (0.0, 100e-6),
     "prefill_layer_s": (0.0, 1.5e-3),
+    "prefill_experts_s": (0.0, 3e-3),
     "prefill_host_s": (0.0, 30e-3),
     "request_overhead_s": (0.0, 0.15),
     "frontend_s": (0.0, 20e-3),
@@ -97,7 +98,8 @@ class EngineCosts:
     host_s_per_seq: float = 8e-6
     sync_host_s: float = 0.7e-3
     sync_host_s_per_seq: float = 28e-6
-    prefill_layer_s: float = 0.15e-3
+    prefill_layer_s: float = 0.3e-3
+    prefill_experts_s: float = 0.4e-3
     prefill_host_s: float = 2.5e-3
     request_overhead_s: float = 0.007
     frontend_s: float = 1e-3

@@ -111,12 +111,14 @@ class StepKernels:
 
     `window_*` belong to windowed and top-k layers, which read at most `window_tokens` tokens a sequence.
     `prefill_launch_s` once a mixed step of that many tokens, `prefill_s_per_token` per new token. `shared`: the part
-    of the body that shared experts take, beside routed ones. `num_expert_groups`: layers whose experts are divided
-    among groups of GPUs. `fused_norm_tokens`: in steps of up to so many tokens norms are part of their all-reduces.
+    of the body that shared experts take, beside routed ones. `num_expert_layers`: those of `num_layers` that have
+    experts; `num_expert_groups`: layers whose experts are divided among groups of GPUs. `fused_norm_tokens`: in steps
+    of up to so many tokens norms are part of their all-reduces.
     """
 
     tokens: FloatArray
     num_layers: float
+    num_expert_layers: float = 0.0
     fused_norm_tokens: int = 0
     body: TokenWork = field(default_factory=TokenWork)
     shared: TokenWork = field(default_factory=TokenWork)
@@ -161,8 +163,9 @@ class StepKernels:
         self.body.add(operator, kind, unlaunched_s, alone)
         if isinstance(operator, Gemm | Elementwise) and operator.role == "shared":
             self.shared.add(operator, kind, unlaunched_s)
-        if isinstance(operator, ExpertFfn) and operator.ep > 1:
-            self.num_expert_groups += operator.count
+        if isinstance(operator, ExpertFfn):
+            self.num_expert_layers += operator.count if self.num_layers else 0.0
+            self.num_expert_groups += operator.count if operator.ep > 1 else 0.0
 
 
 def step_kernels(  # noqa: PLR0913  what a stage runs, on what, how divided and in which formats

@@ -229,13 +229,29 @@ def test_small_steps_with_prompts_replay_graphs() -> None:
     kernels = layout_kernels(model, gpu, engine, Parallelism(), Dtypes(weight="bf16", kv="bf16"), 8192)
     costs = EngineCosts(prefill_factor=1.5)
     launched, replayed = (step_cost(kernels, costs, LIMITS, mixed_graph_tokens=n).mixed_s for n in (0, 512))
-    free = replace(costs, prefill_factor=1.0, prefill_layer_s=0.0, prefill_host_s=0.0)
+    free = replace(costs, prefill_factor=1.0, prefill_layer_s=0.0, prefill_experts_s=0.0, prefill_host_s=0.0)
     plain = step_cost(kernels, free, LIMITS).mixed_s
     slower = replayed[1:513] - plain[1:513]  # attention keeps its factor
     assert np.all(slower >= 0)
     assert np.all(slower < 0.1 * plain[1:513])
     np.testing.assert_array_equal(replayed[513:], launched[513:])
     assert np.all(replayed[1:513] < launched[1:513])
+
+
+def test_prompts_wait_for_a_host_that_launches_layers_no_faster() -> None:
+    """61 layers, 58 of them with experts, take l_p each and l_e more: a step with a short prompt is that long, one of
+    8,192 tokens as long as its kernels, and a decode step knows nothing of it."""
+    shape, gpu, engine = load_model("deepseek-ai/DeepSeek-R1"), load_gpu("b200_sxm"), load_engine("sglang")
+    kernels = layout_kernels(shape, gpu, engine, Parallelism(tp=8), Dtypes(weight="fp4", kv="fp8"), 8192)
+    slow, fast = (
+        step_cost(kernels, EngineCosts(prefill_layer_s=layer_s, prefill_experts_s=experts_s), LIMITS)
+        for layer_s, experts_s in ((0.5e-3, 1e-3), (0.0, 0.0))
+    )
+    fixed_s = EngineCosts().host_s + EngineCosts().prefill_host_s
+    np.testing.assert_allclose(slow.mixed_s[1:500], 61 * 0.5e-3 + 58 * 1e-3 + fixed_s, rtol=1e-9)
+    assert np.all(fast.mixed_s[1:500] < slow.mixed_s[1:500])
+    assert slow.mixed_s[8192] == fast.mixed_s[8192]
+    np.testing.assert_array_equal(slow.decode_s, fast.decode_s)
 
 
 def test_a_second_stream_hides_shared_experts() -> None:
@@ -248,7 +264,8 @@ def test_a_second_stream_hides_shared_experts() -> None:
             for group in shape.layers
         ),
     )
-    layout, dtypes, costs = Parallelism(tp=8), Dtypes(weight="fp8", kv="fp8"), EngineCosts(shared_overlap_frac=1.0)
+    layout, dtypes = Parallelism(tp=8), Dtypes(weight="fp8", kv="fp8")
+    costs = EngineCosts(shared_overlap_frac=1.0, prefill_layer_s=0.0, prefill_experts_s=0.0)
     with_shared, without = (
         step_cost(layout_kernels(model, gpu, engine, layout, dtypes, 8192), costs, LIMITS) for model in (shape, bare)
     )

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from estimator.calibrate_runs import (
     NAMES,
+    SHIFT_STD,
     Design,
     Fit,
     FloatArray,
@@ -93,6 +94,15 @@ def test_a_fit_gives_back_the_costs_that_made_the_runs(runs: list[MeasuredRun]) 
     assert error[0][0] > 0.03
     assert error[1][0] < 0.01
     assert error[1][1] < 0.03
+
+
+def test_what_a_host_launches_differs_by_nodes_more_than_by_engines() -> None:
+    """The shift of an architecture is freer than that of an engine for l_p and l_e alone: nodes have their own CPUs."""
+    design = Design.of([("vllm", "hopper"), ("vllm", "blackwell"), ("trtllm", "hopper")])
+    base, engine, place = design.std[0], design.std[1], design.std[-1]
+    assert np.all(base == SHIFT_STD["base"])
+    freer = {name for name, one, two in zip(NAMES, engine, place, strict=True) if two > one}
+    assert freer == {"prefill_layer_s", "prefill_experts_s"}
 
 
 @pytest.mark.shared
