@@ -75,7 +75,7 @@ def _default_starts(group: Group) -> list[Any]:
         if names[-1] in bounds and names[-1] not in group.fixed:
             starts.append(replace(starts[0], **{name: START_FRAC * bounds[name][1] for name in names}))
     if "most_rows" in bounds:
-        starts += [replace(starts[0], narrow_gain=START_FRAC, most_rows=most) for most in MOST_ROWS]
+        starts += [replace(starts[0], narrow_gain=START_FRAC, token_frac=1.0, most_rows=most) for most in MOST_ROWS]
     if "least_tile" in bounds:
         starts += [replace(start, least_tile=LEAST_TILE) for start in starts]
     if "one_shot_bytes" in bounds:

@@ -147,7 +147,8 @@ class ExpertCurve:
     """Fused gated expert layer; formula in the module's docstring.
 
     `local_frac`, `routing_frac`: share of the bandwidth at which this GPU's rows pass through the layer's buffers, and
-    the pairs of *all* ranks through its sorting. `pad_rows`: rows without a token that each touched expert multiplies.
+    the pairs of *all* ranks through its sorting, `token_frac`: their tokens through quantisation and sums, which each
+    rank does for all. `pad_rows`: rows without a token that each touched expert multiplies.
     `most_rows`: no tile is higher (Marlin builds up to 64 rows; steps of 64 in TensorRT-LLM's block-scaled kernels).
     `narrow_rows`, `narrow_gain`: with fewer pairs an expert its products are that much faster; TensorRT-LLM's kernels
     choose tiles of 8 to 64 rows by this mean (FlashInfer's `computeSelectedTileN`), Marlin's too (fused_marlin_moe.py).
@@ -166,6 +167,7 @@ class ExpertCurve:
     k_step_s: float = 0.5e-9
     k_wide_s: float = 0.5e-9
     routing_frac: float = 2.0
+    token_frac: float = 20.0
     local_frac: float = 0.6
     expert_s: float = 20e-9
     pair_s: float = 0.1e-9
@@ -189,12 +191,13 @@ class ExpertCurve:
         "k_step_s": (0.0, 20e-9),
         "k_wide_s": (0.0, 20e-9),
         "routing_frac": (0.01, 20.0),
+        "token_frac": (0.01, 20.0),
         "local_frac": (0.02, 5.0),
         "expert_s": (0.0, 1e-6),
         "pair_s": (0.0, 20e-9),
         "fill_bytes": (0.0, 100e6),
         "pad_rows": (0.0, 64.0),
-        "narrow_rows": (1.0, 64.0),
+        "narrow_rows": (1.0, 32.0),
         "narrow_gain": (0.0, 1.0),
         "cache_bytes": (0.0, 200e6),
         "cache_gain": (1.0, 6.0),
@@ -232,6 +235,7 @@ class ExpertCurve:
         products_s = products_s / (1.0 + self.narrow_gain * narrow)
         local_bytes = load.rows * ACTIVATION_BYTES * (2.0 * layer.hidden + 3.0 * layer.intermediate)
         moved_s = local_bytes / self.local_frac + pairs * ACTIVATION_BYTES * layer.hidden / self.routing_frac
+        moved_s = moved_s + 2.0 * load.tokens * ACTIVATION_BYTES * layer.hidden / self.token_frac
         moved_s = (moved_s + self.fill_bytes * wide) / gpu.bandwidth_bytes_per_s
         fixed_s = self.launch_s + self.expert_s * layer.experts_per_gpu + self.pair_s * pairs
         return np.asarray(fixed_s + moved_s + products_s)

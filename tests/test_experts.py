@@ -177,3 +177,14 @@ def test_a_kernel_without_high_tiles_is_slower_for_many_rows_alone() -> None:
     )
     assert low[0] == high[0]
     assert low[1] > 1.1 * high[1]
+
+
+def test_every_rank_passes_the_tokens_of_all() -> None:
+    """16,384 tokens of 7,168 bf16, in and out at half of the bandwidth, cost a rank of 256 what they cost one alone."""
+    gpu, tokens = load_gpu("b200_sxm"), np.array([16384.0])
+    for ep in (1, 256):
+        layer = layer_of(256, ep, 8)
+        load = expert_load(tokens, layer, "dealt")
+        free, passed = (ExpertCurve(token_frac=frac).seconds(gpu, load, layer, "fp8_block") for frac in (20.0, 0.5))
+        extra_s = 2 * 16384 * 7168 * 2 * (1 / 0.5 - 1 / 20.0) / gpu.bandwidth_bytes_per_s
+        assert float(passed[0] - free[0]) == pytest.approx(extra_s, rel=1e-6)
