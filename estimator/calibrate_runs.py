@@ -51,6 +51,7 @@ ENGINE_OWN = {
     "prefill_layer_s": 2.0,
     "prefill_experts_s": 2.0,
     "cold_start_s": 5.0,
+    "delta_cold_s": 5.0,
     "sync_host_s": 3.0,
     "sync_host_s_per_seq": 3.0,
     "link_factor": 3.0,

@@ -24,6 +24,7 @@ plus launches and time in which the GPU waits for the host:
 | o, o_t | `request_overhead_s`, `overhead_s_per_token`: HTTP, tokenisation, queue hand-over, many at a time | s |
 | f | `frontend_s`: what the front end does for one request after another | s |
 | | `cold_start_s`: kernels compiled and tuned for the first prompts of a server that nobody has warmed up | s |
+| | `delta_cold_s`: what those of delta nets (Triton's, tuned by shape when they first run) take beside | s |
 | | `hand_over_s`: router, second front end and KV connector between two pools, beside the transfer | s |
 | | `hand_over_steps`: decode steps between whose ends the receiver agrees to, fetches and admits a hand-over | 1 |
 
@@ -67,6 +68,7 @@ COST_BOUNDS: Mapping[str, tuple[float, float]] = {
     "request_overhead_s": (0.0, 0.15),
     "frontend_s": (0.0, 20e-3),
     "cold_start_s": (0.0, 4.0),
+    "delta_cold_s": (0.0, 4.0),
     "overhead_s_per_token": (0.0, 10e-6),
     "hand_over_s": (0.0, 0.6),
     "hand_over_steps": (0.0, 20.0),
@@ -104,6 +106,7 @@ class EngineCosts:
     request_overhead_s: float = 0.007
     frontend_s: float = 1e-3
     cold_start_s: float = 0.2
+    delta_cold_s: float = 0.4
     overhead_s_per_token: float = 1.5e-6
     hand_over_s: float = 0.1
     hand_over_steps: float = 8.0

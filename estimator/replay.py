@@ -31,7 +31,7 @@ from estimator.iteration import StepCost
 from estimator.latency import Percentiles, summarise
 from estimator.measured_runs import METRICS, MeasuredRun, PoolLayout
 from estimator.memory import num_kv_blocks
-from estimator.model import MoeFfn
+from estimator.model import GatedDeltaNet, MoeFfn
 from estimator.outcome import Infeasible
 from estimator.parallelism import Parallelism
 from estimator.replay_pools import fuses_norms, pool_blocks, pool_engine, pool_limits, pool_parallelism, pools_system
@@ -289,7 +289,7 @@ def _instance(run: MeasuredRun, pool: PreparedPool, engine: Engine) -> Instance:
     instance = replace(instance, cost=_sharing_a_prefix(run, instance.cost))
     burst_tokens = (run.concurrency or 0) * sum(run.input_bounds) / 2
     starts_cold = recipe.starts_cold and (len(run.pools) == 1 or burst_tokens >= _step_tokens(pool))
-    cold_start_s = engine.costs_on(load_gpu(run.gpu).architecture).cold_start_s if starts_cold else 0.0
+    cold_start_s = starts_cold * _cold_start_s(run.model, engine.costs_on(load_gpu(run.gpu).architecture))
     if burst_tokens >= pool.limits.max_num_batched_tokens:
         cold_start_s += recipe.tuning_s
     return replace(
@@ -304,6 +304,12 @@ def _instance(run: MeasuredRun, pool: PreparedPool, engine: Engine) -> Instance:
 def _step_tokens(pool: PreparedPool) -> int:
     """Of all ranks of an instance. Smaller shapes have run for the test prompt before the burst."""
     return pool.limits.max_num_batched_tokens * pool.parallelism.dp
+
+
+def _cold_start_s(model: str, costs: EngineCosts) -> float:
+    """How long a fresh server compiles and tunes kernels before its first prompts; delta nets bring their own."""
+    has_delta_nets = any(isinstance(group.attention, GatedDeltaNet) for group in load_model(model).layers)
+    return costs.cold_start_s + has_delta_nets * costs.delta_cold_s
 
 
 def _sharing_a_prefix(run: MeasuredRun, cost: StepCost) -> StepCost:
