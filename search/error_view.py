@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 NAMES = {
     "gemm": "matrix products",
     "moe": "experts",
+    "moe_sliced": "experts, a slice of each",
     "moe_power_law": "experts, uneven load",
     "context_attention": "attention over the prompt",
     "context_attention_windowed": "windowed attention over the prompt",
