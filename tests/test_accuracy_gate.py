@@ -9,15 +9,15 @@ import pytest
 from search.validate import Validation, validate
 
 MEDIANS = {
-    ("silicon collocated", "tpot_mean_ms"): 0.039,
-    ("silicon collocated", "ttft_mean_ms"): 0.123,
-    ("silicon disaggregated", "tpot_mean_ms"): 0.068,
-    ("silicon disaggregated", "ttft_mean_ms"): 0.227,
-    ("prefix-cached vllm", "e2e_mean_ms"): 0.036,
-    ("prefix-cached vllm", "ttft_mean_ms"): 0.074,
-    ("prefix-cached vllm", "ttft_p99_ms"): 0.142,
+    ("silicon collocated", "tpot_mean_ms"): 0.0341,
+    ("silicon collocated", "ttft_mean_ms"): 0.1024,
+    ("silicon disaggregated", "tpot_mean_ms"): 0.0651,
+    ("silicon disaggregated", "ttft_mean_ms"): 0.1926,
+    ("prefix-cached vllm", "e2e_mean_ms"): 0.0366,
+    ("prefix-cached vllm", "ttft_mean_ms"): 0.0685,
+    ("prefix-cached vllm", "ttft_p99_ms"): 0.1506,
 }  # printed by `bestserve fit` on 2026-11-26: of the bundled cards, which have seen these runs
-MEAN_REGRET, RANK_CORRELATION = 0.0036, 0.94
+MEAN_REGRET, LOST_CORRELATION = 0.0023, 0.0441
 SLACK = 1.1
 
 
@@ -47,7 +47,7 @@ def test_median_errors_stay(found: Validation, part: str, metric: str) -> None:
 @pytest.mark.shared
 @pytest.mark.slow
 def test_decisions_stay(found: Validation) -> None:
-    """Mean regret of the layout picked and the rank correlation are at most a tenth worse than published."""
+    """Mean regret of the layout picked, and what the rank correlation lacks of one, are at most a tenth more."""
     assert found.decision is not None
     assert found.decision.mean_regret_frac <= SLACK * MEAN_REGRET
-    assert found.decision.mean_rank_correlation >= RANK_CORRELATION / SLACK
+    assert 1.0 - found.decision.mean_rank_correlation <= SLACK * LOST_CORRELATION
