@@ -104,7 +104,6 @@ def _serving_rows(problem: Problem, strategy: Strategy) -> list[tuple[str, str]]
     if strategy.is_disaggregated:
         link = link_of(problem, strategy)
         rate = min(link.egress_bytes_per_s, link.ingress_bytes_per_s) / 1e9
-        rows.append(
-            ("KV hand-over", f"{rate:.3g} GB/s per instance, one transfer at a time, {1e3 * link.latency_s:.3g} ms")
-        )
+        beside = f"{1e3 * link.latency_s:.3g} ms and {link.latency_steps:.0f} decode steps of the receiver"
+        rows.append(("KV hand-over", f"{rate:.3g} GB/s per instance, one transfer at a time, {beside}"))
     return rows

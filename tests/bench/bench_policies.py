@@ -59,7 +59,9 @@ def best_of(problem: Problem, written: tuple[str, ...], workload: Workload) -> t
         system = system_of(problem, Strategy.parse(text))
         assert not hasattr(system, "rule"), system
         if isinstance(system, Disaggregated):
-            system = replace(system, holds_first_token=False, link=replace(system.link, latency_s=0.0))
+            system = replace(
+                system, holds_first_token=False, link=replace(system.link, latency_s=0.0, latency_steps=0.0)
+            )
         answer = goodput(system, workload, SLO)
         kept = answer if isinstance(answer, Goodput) else None
         found.append((kept.rate_req_s if kept else 0.0, text, system, kept))
