@@ -81,7 +81,7 @@ def test_a_better_data_sheet_never_slows_a_step(
 @settings(deadline=None)
 @given(model=families, engine=engines, num_seqs=batches, cached=st.integers(1, 8192), more=st.integers(1, 512))
 def test_more_work_is_never_faster(model: str, engine: str, num_seqs: int, cached: int, more: int) -> None:
-    """More cached tokens or a longer chunk never shorten a step; one more sequence saves 2 % of it at most.
+    """More cached tokens or a longer chunk never shorten a step; one more sequence saves 3 % of it at most.
 
     (Attention of more sequences uses the GPU better: at one number of cached tokens that may save a little.)
     """
@@ -89,7 +89,7 @@ def test_more_work_is_never_faster(model: str, engine: str, num_seqs: int, cache
     tokens = num_seqs * cached
     before = cost.decode_step_s(num_seqs, tokens)
     assert cost.decode_step_s(num_seqs, tokens + more) >= before
-    assert cost.decode_step_s(num_seqs + 1, tokens) >= 0.98 * before
+    assert cost.decode_step_s(num_seqs + 1, tokens) >= 0.97 * before
     short, long = (cost.mixed_step_s(num_seqs, tokens, [(chunk, 0)], 1) for chunk in (more, 2 * more))
     assert long >= short
 
