@@ -18,6 +18,7 @@ from estimator.errors import BestServeError, require
 from estimator.recalibrate import STEP_BOUNDS, Recalibration, recalibrated
 from estimator.slo import Metric
 from search.benchmarks import Measured, read_benchmark
+from search.edge import writing
 from search.export.deployment import read_run
 from search.export.kit import MIN_THROUGHPUT_FRAC
 from search.export.prediction import predict
@@ -120,7 +121,8 @@ def write_card(path: Path, card: CalibrationSpec) -> None:
     from search.export.files import yaml_text
 
     stamp = ["Measured by the user; name this file in a spec: `calibration: PATH`."]
-    RunFolder(path.parent).write(path.name, yaml_text(card.model_dump(mode="json"), stamp).encode())
+    with writing(path, field="calibrate"):
+        RunFolder(path.parent).write(path.name, yaml_text(card.model_dump(mode="json"), stamp).encode())
 
 
 def _predicted(problem: Problem, strategy: Strategy, rate_req_s: float, metric: Metric) -> float:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from estimator.errors import BestServeError
+from search.edge import nearest_names
 
 Touches = Literal["price", "rate", "link", "requests"]
 _VALUE = re.compile(r"(?P<number>[+-]?\d+(?:\.\d+)?(?:e[+-]?\d+)?)\s*(?P<unit>[A-Za-z%/µ]*)")
@@ -126,7 +127,9 @@ def _slo_path(prefix: str, rest: str, slo: Mapping[str, Any] | None, given: str)
         return f"{prefix}.{metric}_ms"
     limits = slo.get(metric)
     if not isinstance(limits, Mapping):
-        return f"{prefix}.{rest}"
+        if not percentile and metric in ("ttft", "tpot", "e2e"):
+            raise BestServeError("set", given, "has no limit now", f"a percentile, {given}.p90=VALUE")
+        return f"{prefix}.{rest}" if rest.endswith("_ms") or not percentile else f"{prefix}.{rest}_ms"
     if percentile:
         return f"{prefix}.{metric}.{percentile if percentile.endswith('_ms') else percentile + '_ms'}"
     if len(limits) > 1:
@@ -182,6 +185,8 @@ def _value(path: str, text: str, now: Any, means: Mapping[str, float]) -> Any:
     if isinstance(now, str):
         now = means.get(path)
     if unit == "x" or (unit == "%" and text[0] in "+-"):
+        if path.startswith("prices."):
+            _require_priced(path, means)
         if not isinstance(now, int | float):
             raise BestServeError(
                 "set", f"{path}={text}", "has no value now that it could change", f"a value; {EXAMPLES}"
@@ -213,11 +218,15 @@ def _price(path: str, value: Any, spec: Mapping[str, Any], means: Mapping[str, f
     head, _, gpu = path.partition(".")
     if head != "prices" or not isinstance(value, int | float):
         return value
-    if path not in means:
-        known = ", ".join(name.removeprefix("prices.") for name in means if name.startswith("prices."))
-        raise BestServeError("set", path, "is not among the spec's gpus", known)
+    _require_priced(path, means)
     nodes = int(means[f"gpus_per_node.{gpu}"])
     return {"per_gpu_h": float(value), "gpus_per_node": nodes, "source": "asked with --set", "date": "as asked"}
+
+
+def _require_priced(path: str, means: Mapping[str, float]) -> None:
+    known = [name.removeprefix("prices.") for name in means if name.startswith("prices.")]
+    if (gpu := path.removeprefix("prices.")) not in known:
+        raise BestServeError("set", path, "is not among the spec's gpus", nearest_names(gpu, known))
 
 
 def _yaml(text: str) -> Any:

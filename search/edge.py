@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,7 +23,6 @@ _ACCEPTED_BY_TYPE = {
     "dict_type": "a mapping of names to values",
     "model_type": "a mapping of names to values",
     "model_attributes_type": "a mapping of names to values",
-    "finite_number": "a finite number",
     "date_type": "a date, for example 2026-11-09",
 }
 
@@ -73,13 +73,27 @@ def read_yaml(path: Path, *, field: str = "spec") -> Any:
 
 def read_text(path: Path, *, field: str) -> str:
     """The text of a file, or `BestServeError` if there is none."""
+    if path.is_dir():
+        raise BestServeError(field, str(path), "is a folder", "the path of a file")
     if not path.is_file():
-        near = _nearest(path.name, [p.name for p in path.parent.glob("*")] if path.parent.is_dir() else [])
+        near = _nearest(path.name, sorted(p.name for p in path.parent.glob(f"*{path.suffix}") if p.is_file()))
         raise BestServeError(field, str(path), "does not exist", f"the path of a file ({near})" if near else "a file")
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise BestServeError(field, str(path), "is not UTF-8 text", "a text file") from error
+
+
+@contextmanager
+def writing(path: Path, *, field: str) -> Iterator[None]:
+    """Tells in one sentence where a place that the user named cannot be written, or the disk is full."""
+    try:
+        yield
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise BestServeError(
+            field, str(path), f"cannot be written ({reason})", "a place that can be written"
+        ) from error
 
 
 def validated(model: type[Model], given: Any, *, field: str = "spec") -> Model:
@@ -146,6 +160,10 @@ def _rule(kind: str, context: Mapping[str, Any], message: str) -> tuple[str, str
         return "has an unknown kind", str(context["expected_tags"]).replace("'", "")
     if kind == "union_tag_not_found":
         return "has no kind", f"a mapping with the field {context['discriminator']}"
+    if kind == "finite_number":
+        return "is not finite", "a finite number"
+    if kind == "string_pattern_mismatch":
+        return "holds other characters than it may", f"text that matches {context['pattern']}"
     if kind == "too_short":
         return "is too short", f"at least {context['min_length']} entries"
     if kind in _ACCEPTED_BY_TYPE:

@@ -9,6 +9,7 @@ it once); a task costs 0.8 ms (chunks of about `CHUNK_S` seconds by measured cos
 from __future__ import annotations
 
 import os
+import socket
 import threading
 import time
 import warnings
@@ -34,6 +35,7 @@ MAX_ATTEMPTS = 3
 THREADS_WORTH = 1.3  # cores: what threads make of any number, as half of an evaluation holds Python's lock
 WORKER_WORTH = 0.85  # cores: of a Ray worker beside others, two against one (measured on two cores, 2026-11-25)
 RAY_START_S = 6.0  # until Ray runs and its workers have imported and loaded what they need
+ANSWER_S = 10.0  # for a cluster's head to accept a connection
 NUM_FIRST = 16  # evaluations that load kernels and draw requests besides
 NUM_MEASURED = 16  # further ones, which tell how long the rest will take
 RAY_ENVIRONMENT = {
@@ -332,6 +334,18 @@ def _evaluate_chunk(payload: list[Any], strategies: list[Strategy], exploring: b
     return found, time.perf_counter() - started_s
 
 
+def _require_answer(address: str) -> None:
+    """Somebody listens at HOST:PORT; Ray itself would try for many minutes, and then end the process."""
+    host, separator, port = address.rpartition(":")
+    if not separator or not port.isdigit() or not host or "/" in host:  # auto, ray://…: Ray's own to check
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_S).close()
+    except (OSError, OverflowError) as error:
+        rule = f"cannot be joined ({error})"
+        raise BestServeError("address", address, rule, "HOST:PORT of a running Ray head") from error
+
+
 def _start_ray(workers: int | None, address: str | None) -> Any:
     """Ray, connected. A cluster that cannot be joined raises `BestServeError`."""
     for name, value in RAY_ENVIRONMENT.items():
@@ -341,6 +355,7 @@ def _start_ray(workers: int | None, address: str | None) -> Any:
     import ray
 
     if address is not None:
+        _require_answer(address)
         try:
             ray.init(
                 address=address,

@@ -97,32 +97,32 @@ def plan(  # noqa: PLR0913  (the command's own options, one each)
     path = out or (latest_path(RUNS, spec.name) if resume else free_path(RUNS, spec.name))
     book, _ = price_book(spec), spec.problem()  # what is wrong is told before anything is written
     folder = RunFolder.open(path, text, resume=resume)
-    if not (path / FROZEN).is_file():
-        folder.write(FROZEN, book.text().encode())
-    spec = load_run_spec(path)
-    problem, tariff = spec.problem(), tariff_of(spec)
-    space = Space(problem)
-    settings = _settings(spec, trials, warm_start, space)
-    executor = make_executor(space, settings, workers=workers, address=address)
-    try:
-        manifest = {"name": spec.name, "command": command, "seed": settings.seed, "trials": settings.trials}
-        manifest |= {"reach": settings.reach}
-        manifest |= {"started": datetime.now(UTC).isoformat(timespec="seconds"), "workers": workers, "address": address}
-        manifest |= {"storage": storage.split("@")[-1] if storage else "study.journal"}
-        manifest |= {"warm_start": str(warm_start) if warm_start else None}
-        folder.write_manifest(manifest | {"status": "running"})
-        store = SharedStudy(storage, spec.name, text) if storage else Journal(folder.journal, spec.name)
-        study = Study(
-            space=space,
-            executor=executor,
-            tariff=tariff,
-            settings=settings,
-            storage=store,
-            on_progress=_logged(folder, progress),
-        ).run()
-        store.close()
-    finally:
-        executor.close()
+    with folder.undone_if_refused():
+        if not (path / FROZEN).is_file():
+            folder.write(FROZEN, book.text().encode())
+        spec = load_run_spec(path)
+        space = Space(spec.problem())
+        settings = _settings(spec, trials, warm_start, space)
+        executor = make_executor(space, settings, workers=workers, address=address)
+        try:
+            manifest = {"name": spec.name, "command": command, "seed": settings.seed, "trials": settings.trials}
+            manifest |= {"reach": settings.reach, "workers": workers, "address": address}
+            manifest |= {"started": datetime.now(UTC).isoformat(timespec="seconds")}
+            manifest |= {"storage": storage.split("@")[-1] if storage else "study.journal"}
+            manifest |= {"warm_start": str(warm_start) if warm_start else None}
+            folder.write_manifest(manifest | {"status": "running"})
+            store = SharedStudy(storage, spec.name, text) if storage else Journal(folder.journal, spec.name)
+            study = Study(
+                space=space,
+                executor=executor,
+                tariff=tariff_of(spec),
+                settings=settings,
+                storage=store,
+                on_progress=_logged(folder, progress),
+            ).run()
+            store.close()
+        finally:
+            executor.close()
     answer = _answer(spec, folder.path, space, study, time.monotonic() - started_s)
     _leave(folder, answer, manifest)
     return answer

@@ -8,6 +8,7 @@ from datetime import date, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from estimator.catalogue.gpus import gpu_names
 from estimator.catalogue.prices import PriceFile, load_prices, price_file_text, read_price_file
 from estimator.cost import DEFAULT_ORDER, PRICE_KINDS, PriceCard, default_cards
 from estimator.errors import BestServeError
@@ -43,7 +44,10 @@ class PriceBook:
 
 
 def price_book(spec: Spec) -> PriceBook:
-    """Cards of the spec's GPUs. Raises `BestServeError` where one has none, or where currencies mix."""
+    """Cards of the spec's GPUs. Raises `BestServeError` where there is no such GPU or card, or where currencies mix."""
+    for name in (gpu for gpu in spec.gpus if isinstance(gpu, str)):
+        if name not in gpu_names():
+            raise BestServeError("gpus", name, "is not a known GPU", nearest_names(name, gpu_names()))
     file = PriceFile(cards={}) if spec.price_file is None else read_price_file(Path(spec.price_file))
     known = ({} if file.complete else load_prices()) | dict(file.cards)
     chosen = {gpu: _choose(gpu, spec, file, known) for gpu in spec.gpu_names}

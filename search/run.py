@@ -17,7 +17,8 @@ import io
 import json
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import version
 from io import TextIOWrapper
 from pathlib import Path
@@ -27,11 +28,13 @@ import pandas as pd
 from ruamel.yaml import YAML
 
 from estimator.errors import BestServeError
+from search.edge import writing
 
 if TYPE_CHECKING:
     from search.spec import Spec
 
 PACKAGES = ("bestserve", "optuna", "ray", "numpy", "numba", "scipy", "pandas", "pyarrow")
+OPENING_FILES = ("spec.yaml", "prices.toml", "manifest.json", "run.lock", "study.journal", "study.journal.flock")
 
 
 class RunFolder:
@@ -40,6 +43,8 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock: TextIOWrapper | None = None
+        self._is_new = False  # this driver has begun the run
+        self._has_made_folder = False
 
     @classmethod
     def open(cls, path: Path, spec_text: str, *, resume: bool) -> RunFolder:
@@ -55,10 +60,26 @@ class RunFolder:
             return folder
         if folder.is_taken:
             raise BestServeError("out", str(path), "already holds a run", "--resume to go on with it, or another --out")
-        path.mkdir(parents=True, exist_ok=True)
-        folder._hold()
-        folder.write("spec.yaml", spec_text.encode())
+        with writing(path, field="out"):
+            folder._has_made_folder = not path.exists()
+            path.mkdir(parents=True, exist_ok=True)
+            folder._hold()
+            folder._is_new = True
+            folder.write("spec.yaml", spec_text.encode())
         return folder
+
+    @contextmanager
+    def undone_if_refused(self) -> Iterator[None]:
+        """Wrong input that shows before anything is evaluated takes what a new run has written with it."""
+        try:
+            yield
+        except BestServeError:
+            if self._is_new and not (self.path / "hypervolume.csv").exists():
+                for name in OPENING_FILES:
+                    (self.path / name).unlink(missing_ok=True)
+                if self._has_made_folder:
+                    self.path.rmdir()
+            raise
 
     def _hold(self) -> None:
         """Keep other drivers out; the kernel lets them in when this process ends, however it ends."""

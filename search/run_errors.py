@@ -13,6 +13,7 @@ from estimator.errors import require
 from estimator.measured_runs import MeasuredRun, read_runs
 from estimator.run_errors import METRICS, RunErrorCard, RunGroup, group_errors
 
+WRITTEN = "one row a run, as `bestserve validate --out` writes them"
 SOURCE = "measured runs of InferenceMAX and NVIDIA by way of ai-dynamo/aiconfigurator (Apache-2.0), sim2real, vllm_h100"
 
 
@@ -33,13 +34,16 @@ def read_predictions(path: Path) -> dict[str, dict[str, float]]:
     """Metric to ms, by run id. Raises `BestServeError` where one is predicted twice, as in a file of several tools."""
     predicted: dict[str, dict[str, float]] = {}
     with path.open(newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
+        rows = csv.DictReader(file)
+        columns = rows.fieldnames or []
+        require("id" in columns, field="predictions", value=str(path), rule="has no column id", accepted=WRITTEN)
+        for row in rows:
             require(
                 row["id"] not in predicted,
                 field="predictions",
                 value=str(path),
                 rule=f"predicts run {row['id']} twice",
-                accepted="one row a run, as `bestserve validate --out` writes them",
+                accepted=WRITTEN,
             )
             predicted[row["id"]] = {metric: float(row[metric]) for metric in METRICS if row.get(metric)}
     return predicted

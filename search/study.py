@@ -254,6 +254,12 @@ class Study:
 
 
 def _nothing_fits(space: Space) -> BestServeError:
+    """What leaves no strategy: the spec's patterns where the rules leave some, else the rules."""
+    for name in ("only", "forbid"):
+        patterns = getattr(space.allowed, name)
+        if patterns and space.num_counted:
+            rule = f"leaves none of the {space.num_counted:,} strategies that the rules allow"
+            return BestServeError(f"search.{name}", ", ".join(patterns), rule, "patterns as in `bestserve space SPEC`")
     reasons = "; ".join(f"{rule}: {removed.reason}" for rule, removed in space.removed.items())
     return BestServeError(
         "search", "no strategy", f"is left by the rules ({reasons})", "more or other GPUs, other degrees"

@@ -12,14 +12,16 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from estimator.errors import BestServeError
+from estimator.errors import BestServeError, require
 from estimator.requests import Requests
 from search.edge import read_text
 
@@ -54,6 +56,7 @@ MOONCAKE = _Form(
     arrival="timestamp", input_tokens="input_length", output_tokens="output_length", seconds=lambda ms: float(ms) / 1e3
 )  # arXiv 2407.00079
 CSV_FORMS = (AZURE, BURST_GPT, PLAIN)
+ACCEPTED = ("a time", "a whole number", "a whole number, 0 where the request failed")  # by column
 
 
 def load_trace(path: Path) -> Requests:
@@ -82,11 +85,16 @@ Rows = Iterator[tuple[int, Mapping[str, str]]]
 
 def _csv_rows(path: Path, lines: list[str]) -> tuple[_Form, Rows]:
     header = next(csv.reader(lines), [])
+    if not header:
+        raise BestServeError("trace", str(path), "is empty", _accepted_columns())
     for form in CSV_FORMS:
         if set(form.columns) <= set(header):
             return form, ((number, row) for number, row in enumerate(csv.DictReader(lines), start=2))
-    accepted = "columns " + ", or ".join(",".join(form.columns) for form in CSV_FORMS)
-    raise BestServeError("trace", str(path), f"has unknown columns {','.join(header)[:80]}", accepted)
+    raise BestServeError("trace", str(path), f"has unknown columns {','.join(header)[:80]}", _accepted_columns())
+
+
+def _accepted_columns() -> str:
+    return "columns " + ", or ".join(",".join(form.columns) for form in CSV_FORMS)
 
 
 def _json_rows(path: Path, lines: list[str]) -> tuple[_Form, Rows]:
@@ -102,13 +110,23 @@ def _json_rows(path: Path, lines: list[str]) -> tuple[_Form, Rows]:
 
 
 def _row(path: Path, number: int, form: _Form, values: Mapping[str, str]) -> tuple[float, int, int]:
-    """Arrival in s, input and output tokens."""
-    try:
-        arrival, inputs, outputs = (values[column] for column in form.columns)
-        return form.seconds(arrival), int(inputs), int(outputs)
-    except (KeyError, TypeError, ValueError) as error:
-        raise _unreadable(path, number, str(values)) from error
+    """Arrival in s, input and output tokens; a value that cannot be is told with its column and line."""
+    where, told = f"(line {number} of {path.name})", isinstance(values, Mapping)
+    readers: tuple[Callable[[str], float], ...] = (form.seconds, int, int)
+    found: list[float] = []
+    for column, read, accepted in zip(form.columns, readers, ACCEPTED, strict=True):
+        value: Any = values.get(column) if told else values
+        try:
+            found.append(read(value))
+        except (TypeError, ValueError) as error:
+            raise BestServeError("trace", value, f"cannot be read {where}", f"{column}: {accepted}") from error
+    arrival_s, inputs, outputs = found
+    for column, tokens, least in zip(form.columns[1:], (inputs, outputs), (outputs > 0, 0), strict=True):
+        rule, accepted = f"is no length {where}", f"{column}: a whole number ≥ {least:d}"
+        require(tokens >= least, field="trace", value=tokens, rule=rule, accepted=accepted)
+    require(math.isfinite(arrival_s), field="trace", value=arrival_s, rule=f"is not finite {where}", accepted="a time")
+    return arrival_s, int(inputs), int(outputs)
 
 
 def _unreadable(path: Path, number: int, line: str) -> BestServeError:
-    return BestServeError("trace", line[:80], f"cannot be read (line {number} of {path.name})", "a time and two counts")
+    return BestServeError("trace", line[:80], f"is not JSON (line {number} of {path.name})", "one JSON object a line")

@@ -41,7 +41,14 @@ def test_forms(tmp_path: Path, name: str) -> None:
         ('{"timestamp": 0, "input_length": 5}\n', r"cannot be read \(line 1 of t.csv\)"),
         ('{"timestamp": 0, "input_length": 5, "output_length": 6}\n[1]\n', r"cannot be read \(line 2 of t.csv\)"),
         ("arrived_at,input_tokens,output_tokens\n0,5,0\n", "holds no finished request"),
-        ("", "has unknown columns"),
+        ("", "is empty; accepted: columns TIMESTAMP"),
+        ("arrived_at,input_tokens,output_tokens\n0,-5,6\n", r"-5 is no length \(line 2 of t.csv\); .* input_tokens"),
+        ("arrived_at,input_tokens,output_tokens\n0,5,-6\n", r"-6 is no length \(line 2 of t.csv\); .* output_tokens"),
+        ("arrived_at,input_tokens,output_tokens\nnan,5,6\n", r"nan is not finite \(line 2 of t.csv\)"),
+        (
+            "arrived_at,input_tokens,output_tokens\n0,5\n",
+            r"None cannot be read \(line 2 .*output_tokens: a whole",
+        ),
     ],
 )
 def test_wrong_traces_name_the_line(tmp_path: Path, text: str, rest: str) -> None:

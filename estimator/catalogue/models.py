@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from difflib import get_close_matches
 from functools import cache, lru_cache
 from importlib.resources import files
 from pathlib import Path
@@ -42,8 +43,16 @@ def load_model(id_or_path: str | Path) -> ModelShape:
     for model_id, name in _card_files().items():
         if wanted in (model_id.lower(), model_id.lower().split("/")[1]):
             return parse_hf_config(json.loads(_FOLDER.joinpath(name).read_text(encoding="utf-8")), model_id)
-    accepted = f"a path to config.json, or one of {', '.join(model_ids())}"
+    accepted = f"{_nearest(wanted)}a path to config.json, or one of {', '.join(model_ids())}"
     raise BestServeError("model", str(id_or_path), "is not a bundled model", accepted)
+
+
+def _nearest(wanted: str) -> str:
+    """The bundled model whose id, or its last part, is most like `wanted` (small letters), as a suggestion."""
+    names = {name.lower(): name for name in model_ids()}
+    names |= {short.split("/")[1]: name for short, name in names.items()}
+    near = get_close_matches(wanted, list(names), n=1, cutoff=0.6)
+    return f"{names[near[0]]} (did you mean this?), " if near else ""
 
 
 def _load_file(path: Path) -> ModelShape:

@@ -10,7 +10,7 @@ import typer
 
 def reprice(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.")],
-    prices: Annotated[Path, typer.Option("--prices", help="Price file: TOML with [[price]] tables.")],
+    prices: Annotated[Path, typer.Option("--prices", help="TOML, one table per card, like prices.toml in a run.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
 ) -> None:
     """Rank a finished run again at the prices of a file, without simulating."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from search.edge import writing
 from search.export.deployment import Deployment, deployment_of, read_run, serving_strategies
 from search.export.dynamo import CARRIES, DYNAMO_VERSION, dynamo_files
 from search.export.expressible import RAY_ACCELERATORS, reason_against, require_expressible
@@ -91,8 +92,9 @@ def export(
     )
     summary = json.dumps(_summary(deployment, target, notes), indent=2, ensure_ascii=False)
     folder = out or run / "export" / target
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    write_folder(folder, files | {"README.md": readme, MARKER: summary + "\n"})
+    with writing(folder, field="out"):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        write_folder(folder, files | {"README.md": readme, MARKER: summary + "\n"})
     return Export(folder=folder, target=target, deployment=deployment, files=tuple(files), notes=notes)
 
 

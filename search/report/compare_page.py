@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from search.compare import Comparison
+from search.edge import writing
 from search.report.figures import plotly_json
 from search.report.fronts import fronts_figure
 from search.report.page import in_script, render
@@ -12,8 +13,10 @@ from search.report.page import in_script, render
 
 def write_comparison(comparison: Comparison, path: Path) -> Path:
     """Write the page to `path`, whose folder is made; returns it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(render_comparison(comparison), encoding="utf-8")
+    page = render_comparison(comparison)
+    with writing(path, field="html"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(page, encoding="utf-8")
     return path
 
 
