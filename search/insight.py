@@ -9,6 +9,7 @@ from datetime import date
 from typing import TYPE_CHECKING
 
 from estimator.cost import Bill
+from search.insight_cards import card_hints
 from search.insight_classes import class_rows, penalty_rows
 from search.insight_demand import demand_plan
 from search.insight_failures import resilience
@@ -58,6 +59,8 @@ def money_of(spec: Spec, ledger: Ledger, *, today: date) -> Money:
     if best is None:
         return Money(**common, elapsed_s=time.monotonic() - started_s)  # type: ignore[arg-type]
     carries = best.goodput_req_s >= ledger.demand_req_s
+    if carries:
+        common["warnings"] = (*card_hints(book, ledger, best), *old_card_warnings(book.chosen.values(), today))
     startup_s = (spec.demand or DemandSpec.model_construct(startup_s=300.0)).startup_s
     beside = ledger.apart()
     with ThreadPoolExecutor(1) as thread:

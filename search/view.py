@@ -239,9 +239,6 @@ class View:
     def certainties(self) -> tuple[str, ...]:
         """The same, a sentence each."""
         best = self.recommended or (self.front[-1] if self.front else None)
-        if best is None:
-            return ("Nothing to be sure of.",)
-        margin = (best.high_req_s - best.low_req_s) / 2.0 / best.goodput_req_s
         searched = (
             f"{self.num_evaluated:,} strategies evaluated"
             + (f" of {self.space_size:,} in the space" if self.space_size else "")
@@ -252,6 +249,9 @@ class View:
                 else "."
             )
         )
+        if best is None:
+            return (searched,)
+        margin = (best.high_req_s - best.low_req_s) / 2.0 / best.goodput_req_s
         rests = {
             "fitted": "Times fitted on measurements of this GPU and engine",
             "borrowed": "Times borrowed from a related GPU or engine",
@@ -263,7 +263,9 @@ class View:
         near = best.low_req_s < self.demand_req_s <= best.goodput_req_s
         sampled = f"Goodput ±{margin:.1%} from sampling{', more than the headroom: it may just miss' if near else ''}."
         rest = f"{rests.get(best.tier, best.tier)}{off}."
-        return (sampled, searched, rest, self.run_error) if self.run_error else (sampled, searched, rest)
+        staged = "No measured run has pipeline stages (pp): their times rest on the model alone."
+        staged = staged if "-pp" in best.strategy else ""
+        return tuple(told for told in (sampled, searched, rest, self.run_error, staged) if told)
 
     @property
     def num_confirmed(self) -> int:
