@@ -37,16 +37,18 @@ def classes_of(space: Space) -> list[StrategyClass]:
 def plainest(screen: Screen) -> list[Strategy]:
     """Tensor parallelism alone: collocated at every degree of each GPU type, two pools at the degrees that cost least.
 
-    Of the engine limits those of the best bound; instances as the demand needs by it, one where there is none.
+    Of the engine limits those of the best bound; instances as the demand needs by it, one where there is none, and
+    collocated ones also as many as fill the nodes that are paid for then.
     """
-    found = [_of(screen, "collocated", shape) for shape in _plain(screen, "m")]
+    needed = [_of(screen, "collocated", shape) for shape in _plain(screen, "m")]
+    found = needed + [_filled(screen, strategy) for strategy in needed if strategy is not None]
     decode = _plain(screen, "d")
     for gpu in screen.gpus:
         pairs = [[shape for shape in shapes if shape.gpu == gpu] for shapes in (_plain(screen, "p"), decode)]
         if all(pairs):
             ends = [max(shapes, key=lambda shape: _rate(screen, shape) / shape.num_gpus) for shapes in pairs]
             found.append(_of(screen, "disaggregated", *ends))
-    return [strategy for strategy in found if strategy is not None]
+    return list(dict.fromkeys(strategy for strategy in found if strategy is not None))
 
 
 def _plain(screen: Screen, role: str) -> list[Pool]:
@@ -73,6 +75,15 @@ def _of(screen: Screen, architecture: str, *shapes: Pool) -> Strategy | None:
         return None
     pools = tuple(replace(shape, count=count) for shape, count in zip(shapes, _counts(screen, shapes), strict=True))
     return Strategy(pools=pools, policy=mode[0], router=mode[1])
+
+
+def _filled(screen: Screen, strategy: Strategy) -> Strategy:
+    """As many instances as the GPUs paid for hold, where GPUs are sold by the node."""
+    (pool,) = strategy.pools
+    node = screen.tariff.cards[pool.gpu].gpus_per_node
+    paid = -(-pool.num_gpus // node) * node
+    most = min(paid, screen.space.max_gpus(pool.gpu)) // pool.parallelism.num_gpus
+    return replace(strategy, pools=(replace(pool, count=max(pool.count, most)),))
 
 
 def _counts(screen: Screen, shapes: tuple[Pool, ...]) -> Iterator[int]:

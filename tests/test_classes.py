@@ -46,6 +46,19 @@ def test_the_default_layout_of_a_large_model_is_among_the_first_tried() -> None:
     assert any("m-tp8@h200_sxm" in text for text in first), first
 
 
+def test_nodes_that_are_paid_for_are_filled() -> None:
+    """Where H100 are sold by eight, a demand of one GPU is also tried with as many instances as the node holds."""
+    paid = tariff()
+    node = replace(paid.cards["h100_sxm"], gpus_per_node=8)
+    by_node = replace(paid, cards={**paid.cards, "h100_sxm": node})
+    screen = Screen(Space(small_problem(max_gpus=16)), by_node, demand_req_s=0.1)
+    shapes = {
+        (s.pools[0].count, s.pools[0].parallelism.tp, s.pools[0].gpu) for s in plainest(screen) if len(s.pools) == 1
+    }
+    assert {(1, 1, "h100_sxm"), (8, 1, "h100_sxm"), (1, 2, "h100_sxm"), (4, 2, "h100_sxm")} <= shapes
+    assert {count for count, tp, gpu in shapes if gpu == "l40s"} == {1}
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_a_study_knows_the_least_cost_of_every_class(seed: int) -> None:
     """With a tenth of the space evaluated the cheapest of each architecture and GPU type costs what it truly does."""
