@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from estimator.errors import require
 
-LINK_KINDS = ("nvlink", "infiniband", "roce", "ethernet")
+LINK_KINDS = ("nvlink", "pcie", "infiniband", "roce", "ethernet")
 BITS_PER_BYTE = 8
 
 

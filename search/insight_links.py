@@ -19,7 +19,7 @@ from search.ledger import Ledger
 from search.money_view import LinkBreakEven, LinkRow
 from search.offer import Offer, best_offer
 from search.spec_money import LinkOptionSpec
-from spaces.problem import kv_medium
+from spaces.problem import kv_medium, port_bytes_per_s
 
 if TYPE_CHECKING:
     from search.spec import Spec
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 FASTEST = 64.0  # times now: as good as infinitely fast
 SLOWEST = 1.0 / 512.0
 PRECISION = 1.03
+INSIDE = {"nvlink": "NVLink domain", "pcie": "PCIe of a node"}
 
 
 def link_cards(spec: Spec) -> list[LinkCard]:
@@ -55,11 +56,12 @@ def _option(option: str | LinkOptionSpec, known: dict[str, LinkCard], currency: 
 
 
 def link_rows(spec: Spec, ledger: Ledger) -> Iterator[LinkRow]:
-    """The NVLink domain, the network used, then each option, each with the best disaggregated strategy over it."""
-    inside = _best(ledger, (o for o in ledger.offers() if _medium(ledger, o) == "nvlink"))
+    """The NVLink domain, the node, the network used, then each option: the best disaggregated strategy over each."""
     offer = _best_over_network(ledger)
-    if inside is not None:
-        yield _nvlink_row(ledger, inside)
+    for medium in INSIDE:
+        inside = _best(ledger, (o for o in ledger.offers() if _medium(ledger, o) == medium))
+        if inside is not None:
+            yield _inside_row(ledger, inside, medium)
     if offer is None:
         return
     per_gpu = ledger.tariff.network_usd_per_gpu_h
@@ -85,13 +87,13 @@ def _medium(ledger: Ledger, offer: Offer) -> str:
     return kv_medium(ledger.problem.gpus, offer.strategy) if offer.strategy.is_disaggregated else ""
 
 
-def _nvlink_row(ledger: Ledger, offer: Offer) -> LinkRow:
-    """Both pools in one NVLink domain, whose price is the GPUs'."""
+def _inside_row(ledger: Ledger, offer: Offer, medium: str) -> LinkRow:
+    """Pools, or equal parts of them, side by side in one NVLink domain or node, whose price is the GPUs'."""
     gpu = ledger.problem.gpu(offer.strategy.pools[0].gpu)
     card = LinkCard(
-        id="NVLink domain",
-        kind="nvlink",
-        bytes_per_s=gpu.nvlink_bytes_per_s,
+        id=INSIDE[medium],
+        kind=medium,
+        bytes_per_s=port_bytes_per_s(ledger.problem, gpu.name, medium),
         usd_per_gpu_h=0.0,
         source=gpu.source,
         date=gpu.date,

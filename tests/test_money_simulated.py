@@ -171,6 +171,16 @@ def test_a_slow_link_costs_goodput_and_a_priced_one_money() -> None:
     assert added == pytest.approx(0.069 * strategy.num_gpus)
 
 
+def test_pools_side_by_side_in_a_node_are_among_the_links() -> None:
+    """Two L40S of one node hand over by PCIe: the table has them as used, at the port's rate and without a price."""
+    ledger, spec = ledger_with(), spec_with()
+    strategy = Strategy.parse("1p-tp1@l40s,tokens=8192+1d-tp1@l40s,seqs=256")
+    ledger.known[strategy] = evaluate(ledger.problem, strategy, 0)
+    row = {row.link: row for row in link_rows(spec, ledger)}["PCIe of a node"]
+    assert (row.strategy, row.is_used, row.usd_per_gpu_h) == (str(strategy), True, 0.0)
+    assert row.gbit_s_per_gpu == pytest.approx(ledger.problem.gpu("l40s").pcie_bytes_per_s * 8 / 1e9)
+
+
 def test_classes_have_their_own_requests_and_verdicts() -> None:
     """Shares are as asked, the batch class has its own lengths, and each attainment reaches its percentile."""
     ledger, spec = ledger_with(classes=True), spec_with(classes=True)
