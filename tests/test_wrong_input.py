@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from estimator.catalogue.prices import read_price_file
 from estimator.errors import BestServeError
 from search.cli import app
 from search.planner import plan
@@ -133,3 +134,15 @@ def test_help_shows_what_a_price_file_holds() -> None:
     """The help of --prices points to an example and loses nothing to markup."""
     told = " ".join(CliRunner().invoke(app, ["reprice", "--help"]).output.split())
     assert "TOML, one table per card, like prices.toml in a run." in told.replace("│ ", "")
+
+
+def test_a_card_without_a_price_is_told_what_a_card_needs(tmp_path: Path) -> None:
+    """The sentence lists what a card must have, apart from what it may have; the README's file is such a card."""
+    readme = (HERE.parent / "search" / "README.md").read_text(encoding="utf-8")
+    text = readme.split("```toml\n")[1].split("```")[0]
+    (tmp_path / "mine.toml").write_text(text)
+    assert read_price_file(tmp_path / "mine.toml").cards["quote-17-h100"].usd_per_gpu_h == 2.4
+    (tmp_path / "mine.toml").write_text(text.replace("usd_per_gpu_h", "# "))
+    needed = "id, provider, gpu, gpus_per_node, kind, usd_per_gpu_h, source, date; currency and region as wanted"
+    with pytest.raises(BestServeError, match=rf"price quote-17-h100.usd_per_gpu_h: None is missing.*all of {needed}"):
+        read_price_file(tmp_path / "mine.toml")

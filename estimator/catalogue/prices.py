@@ -118,7 +118,9 @@ def _card_of(row: dict[str, Any]) -> PriceCard:
     name = row.get("id", "without id")
     missing = [field for field in known if field not in row and field not in OPTIONAL]
     if missing:
-        raise BestServeError(f"price {name}.{missing[0]}", None, "is missing", f"all of {', '.join(known)}")
+        needed = ", ".join(field for field in known if field not in OPTIONAL)
+        accepted = f"all of {needed}; {' and '.join(sorted(OPTIONAL))} as wanted"
+        raise BestServeError(f"price {name}.{missing[0]}", None, "is missing", accepted)
     unknown = sorted(set(row) - set(known))
     if unknown:
         raise BestServeError(f"price {name}.{unknown[0]}", row[unknown[0]], "is unknown", ", ".join(known))
