@@ -97,11 +97,6 @@ def stage_memories(model: ModelShape, parallelism: Parallelism, dtypes: Dtypes) 
     return memories
 
 
-def weight_bytes_per_gpu(model: ModelShape, parallelism: Parallelism, dtypes: Dtypes) -> float:
-    """Resident weights of a GPU of the fullest pipeline stage."""
-    return max(stage.weight_bytes for stage in stage_memories(model, parallelism, dtypes))
-
-
 def kv_bytes_per_token_per_gpu(model: ModelShape, parallelism: Parallelism, dtypes: Dtypes) -> float:
     """KV cache of one token on a GPU of the fullest stage; windowed layers and delta nets hold none that grows.
 

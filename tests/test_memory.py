@@ -21,9 +21,10 @@ from estimator.memory import (
     kv_bytes_per_token,
     kv_bytes_per_token_per_gpu,
     num_kv_blocks,
+    stage_memories,
     state_bytes_per_seq,
-    weight_bytes_per_gpu,
 )
+from estimator.model import ModelShape
 from estimator.outcome import Infeasible
 from estimator.parallelism import Parallelism
 
@@ -83,6 +84,11 @@ def test_gpt_oss_on_one_gpu_by_hand() -> None:
     states = 256 * 18 * 128 * 2 * 8 * 64 * 2
     room = 0.9 * 85e9 - 1e9 - activations - experts - 2 * rest - states
     assert blocks("gpt-oss-120b", dtypes=FP4) == int(room / (16 * 18 * 2 * 8 * 64 * 2))
+
+
+def weight_bytes_per_gpu(model: ModelShape, parallelism: Parallelism, dtypes: Dtypes) -> float:
+    """Resident weights of a GPU of the fullest pipeline stage."""
+    return max(stage.weight_bytes for stage in stage_memories(model, parallelism, dtypes))
 
 
 def test_deepseek_by_hand() -> None:

@@ -18,7 +18,7 @@ from estimator.drafting import build_drafting_instance, drafting_breakdown
 from estimator.dtypes import Dtypes
 from estimator.errors import BestServeError
 from estimator.instance import EngineLimits, Instance
-from estimator.memory import kv_bytes_per_token, weight_bytes_per_gpu
+from estimator.memory import kv_bytes_per_token, stage_memories
 from estimator.parallelism import Parallelism
 from estimator.speculation import Speculation, draft_pass, with_draft_layers
 from search.question import problem_of
@@ -94,7 +94,8 @@ def test_draft_layers_hold_weights_and_cache() -> None:
     """One more layer of 62 adds its 576 numbers of cache per token and its share of experts; blocks get fewer."""
     resident = with_draft_layers(DEEPSEEK)
     assert kv_bytes_per_token(resident, "bf16") == kv_bytes_per_token(DEEPSEEK, "bf16") * 62 / 61
-    more = weight_bytes_per_gpu(resident, LAYOUT, FP8) - weight_bytes_per_gpu(DEEPSEEK, LAYOUT, FP8)
+    (with_drafts,), (without,) = (stage_memories(model, LAYOUT, FP8) for model in (resident, DEEPSEEK))
+    more = with_drafts.weight_bytes - without.weight_bytes
     assert more == pytest.approx(256 * 3 * 7168 * 2048 / 8, rel=0.06)  # its routed experts in fp8 are nearly all of it
     assert drafting(Speculation(acceptance=0.8)).num_kv_blocks < plain().num_kv_blocks
 
