@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from search.money_view import amount
-from search.view import NEAR_COSTS, Candidate, OperatorTime, View, near_range
+from search.view import NEAR_COSTS, Candidate, OperatorTime, Rejection, View, near_range
 
 if TYPE_CHECKING:
     from estimator.outcome import Unstable
@@ -20,6 +20,7 @@ PLOT_HEIGHT = 16
 MAX_PLOT_WIDTH = 110
 MAX_FRONT_ROWS = 15
 WIDE = 100  # columns from which the front's table has all its columns
+OUTCOMES = ("unstable", "failed")  # of strategies that no rule removed
 NARROW_COLUMNS, WIDE_COLUMNS = 33, 66  # taken by everything but the strategy
 
 
@@ -139,8 +140,14 @@ def limit_lines(view: View) -> list[str]:
     """Why other strategies are out."""
     if not view.rejected:
         return []
-    named = ", ".join(f"{r.num:,} {r.what} by {r.rule.replace('_', ' ')}" for r in view.rejected[:5])
-    return [f"Left out: {named}."]
+    return [f"Left out: {', '.join(map(_left_out, view.rejected[:5]))}."]
+
+
+def _left_out(rejection: Rejection) -> str:
+    one = {"strategies": "strategy"}.get(rejection.what, rejection.what.removesuffix("s"))
+    what = rejection.what if rejection.num != 1 else one
+    by = "as" if rejection.rule in OUTCOMES else "by"
+    return f"{rejection.num:,} {what} {by} {rejection.rule.replace('_', ' ')}"
 
 
 def _spread(front: tuple[Candidate, ...], num: int, keep: Candidate | None) -> list[Candidate]:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from estimator.errors import BestServeError
 from search.space_view import space_view
 from search.spec import Spec, parse_spec
+from search.terminal import limit_lines
+from search.view import Rejection, View
 from spaces.choices import PoolChoices
 from spaces.rules import EXPLANATIONS
 from spaces.space import Space
@@ -89,3 +92,18 @@ def test_what_cannot_be_narrowed_so_is_refused(search: dict[str, Any], message: 
     """Wrong limits name their field and what would do."""
     with pytest.raises(BestServeError, match=message):
         spec(**search)
+
+
+@pytest.mark.parametrize(
+    ("rule", "num", "what", "line"),
+    [
+        ("memory", 1200, "layouts", "Left out: 1,200 layouts by memory."),
+        ("kv_fit", 1, "layouts", "Left out: 1 layout by kv fit."),
+        ("unstable", 1, "strategies", "Left out: 1 strategy as unstable."),
+        ("failed", 2, "strategies", "Left out: 2 strategies as failed."),
+    ],
+)
+def test_what_is_left_out_is_counted_and_named(rule: str, num: int, what: str, line: str) -> None:
+    """Rules remove layouts, outcomes strategies; one of them is singular."""
+    view = SimpleNamespace(rejected=(Rejection(rule=rule, num=num, what=what, reason="why"),))
+    assert limit_lines(cast(View, view)) == [line]
