@@ -160,7 +160,7 @@ def _rejected(table: pd.DataFrame, space: Space) -> tuple[Rejection, ...]:
         for rule, removed in space.removed.items()
     ]
     for (status, rule), rows in table[table["status"] != "ok"].groupby(["status", "rule"]):
-        example = rows.iloc[0]
+        example = rows.sort_values(["violation", "strategy"]).iloc[0]
         reason = f"{example['strategy']}: {str(example['reason']).strip().splitlines()[-1]}"
         found.append(Rejection(rule=str(rule or status), num=len(rows), what="strategies", reason=reason))
     return tuple(sorted(found, key=lambda rejection: (-rejection.num, rejection.rule)))

@@ -179,7 +179,8 @@ class View:
         best = self.recommended
         if best is None:
             if not self.front:
-                return f"No strategy tried meets the targets at any rate ({self.num_evaluated} tried)."
+                nearest = next((f"; the nearest is {r.reason}" for r in self.rejected if r.rule == "unstable"), "")
+                return f"No strategy tried meets the targets at any rate ({self.num_evaluated} tried){nearest}."
             most = self.front[-1]
             return (
                 f"No strategy tried serves {self.demand_req_s:g} requests/s within the targets; "

@@ -11,6 +11,7 @@ from search.insight_cards import card_hints, smaller_units
 from search.ledger import Ledger
 from search.prices import OWN, PriceBook
 from search.tariff import Tariff
+from search.view import Rejection
 from spaces.space import Space
 from tests.small_problem import made_up, small_problem
 from tests.small_view import view
@@ -84,3 +85,11 @@ def test_targets_that_nothing_meets_leave_how_much_was_tried() -> None:
     """Where no strategy meets the targets at any rate, how much was tried is all there is to be sure of."""
     none = replace(view(), recommended=None, front=(), candidates=())
     assert none.certainties == ("40 strategies evaluated of 1,234 in the space.",)
+
+
+def test_targets_that_nothing_meets_name_the_nearest() -> None:
+    """Where no strategy meets the targets, the answer names the one that misses them least, and by how much."""
+    reason = "1m-tp8@h100_sxm: tpot p90 of lone requests is 9 times its limit"
+    left_out = Rejection(rule="unstable", num=12, what="strategies", reason=reason)
+    none = replace(view(), recommended=None, front=(), candidates=(), rejected=(left_out,))
+    assert none.answer == f"No strategy tried meets the targets at any rate (40 tried); the nearest is {reason}."
