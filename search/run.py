@@ -129,7 +129,26 @@ class RunFolder:
         if not frozen.exists():
             raise BestServeError("out", str(self.path), "holds no run to resume", "the folder of an interrupted run")
         if frozen.read_text() != text:
-            raise BestServeError("spec", str(frozen), "differs from the spec given", "the spec as it was frozen there")
+            rule = f"differs from the spec given{_difference(frozen.read_text(), text)}"
+            raise BestServeError("spec", str(frozen), rule, "the spec as it was frozen there, or --out for a new run")
+
+
+def _difference(frozen: str, given: str) -> str:
+    """The first field that differs between two frozen specs, with both values; nothing where only the text does."""
+    old, new = (dict(_flat(YAML(typ="safe", pure=True).load(text))) for text in (frozen, given))
+    for path in dict.fromkeys((*old, *new)):
+        if old.get(path) != new.get(path):
+            return f" in {path}: {old.get(path)} there, {new.get(path)} now"
+    return ""
+
+
+def _flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """(path, value) of every leaf of nested mappings."""
+    if not isinstance(value, dict):
+        yield path, value
+        return
+    for name, inner in value.items():
+        yield from _flat(inner, f"{path}.{name}" if path else str(name))
 
 
 def versions() -> dict[str, str]:

@@ -146,3 +146,12 @@ def test_a_card_without_a_price_is_told_what_a_card_needs(tmp_path: Path) -> Non
     needed = "id, provider, gpu, gpus_per_node, kind, usd_per_gpu_h, source, date; currency and region as wanted"
     with pytest.raises(BestServeError, match=rf"price quote-17-h100.usd_per_gpu_h: None is missing.*all of {needed}"):
         read_price_file(tmp_path / "mine.toml")
+
+
+def test_a_changed_spec_is_told_by_its_field(tmp_path: Path) -> None:
+    """A run is resumed with the spec it was begun with; the sentence names the first field that differs."""
+    run = _run(tmp_path / "run")
+    traffic = GIVEN["traffic"] | {"rate_req_s": 7}
+    rule = r"differs from the spec given in traffic.rate_req_s: 5.0 there, 7.0 now; accepted: the spec as it was frozen"
+    with pytest.raises(BestServeError, match=rule):
+        plan(spec(traffic=traffic), out=run, workers=0, resume=True)
