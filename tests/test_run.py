@@ -61,7 +61,7 @@ def test_a_run_killed_twice_resumes_to_the_same_files(tmp_path: Path) -> None:
     whole = num_lines(tmp_path / "whole" / "study.journal")
     journal = tmp_path / "killed" / "study.journal"
     for share, more in ((0.3, ()), (0.7, ("resume",))):
-        process = start_plan(tmp_path, "killed", *more, halt=whole // 3)
+        process = start_plan(tmp_path, "killed", *more, halt=whole // 2)  # beyond either share
         while num_lines(journal) < share * whole:
             assert process.poll() is None, "the run ended before it could be killed"
             time.sleep(0.002)
