@@ -13,6 +13,7 @@ from scipy.stats import rankdata
 from estimator.measured_runs import MeasuredRun
 
 RateTable = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
+CLOSE_FRAC = 0.08  # of the rate: layouts measured no further apart are hard to order
 PAIR_GAPS = (0.0, 0.03, 0.1, np.inf)  # 43 layouts measured twice differ by 1 % in the median and by up to 10 %
 Prediction = Mapping[str, float]  # metric of `measured_runs.METRICS` to ms
 
@@ -48,12 +49,25 @@ class PairRow:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RankRow:
+    """What the rank correlations of `num_groups` groups together lack of one each: `lost`.
+
+    `lost_close`: of it where no pair in the wrong order was measured `CLOSE_FRAC` apart.
+    """
+
+    num_groups: int
+    lost: float
+    lost_close: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DecisionRow:
     """Picking the layout predicted to give the most tokens per second per GPU, in every group with at least two.
 
     Regret: 1 − measured rate of the pick over the best measured rate, the mean over layouts predicted alike.
     `mean_rank_correlation`: Spearman's, equals sharing a rank; mean over groups in which not all are predicted alike.
-    `pairs`: how often two layouts of a group are put in the right order, by how far apart they were measured.
+    `ranks`: what that lacks of one, added up; `pairs`: how often two layouts of a group are put in the right order, by
+    how far apart they were measured.
     """
 
     num_groups: int
@@ -62,6 +76,7 @@ class DecisionRow:
     within_3pct_frac: float
     best_picked_frac: float
     mean_rank_correlation: float
+    ranks: RankRow
     pairs: tuple[PairRow, ...] = ()
 
 
@@ -165,15 +180,20 @@ def _tokens_per_gpu_s(run: MeasuredRun, latency_ms: Prediction) -> float:
 
 def _decision_of(tables: Sequence[RateTable]) -> DecisionRow:
     regret = np.array([_regret(table) for table in tables])
-    found = [_rank_correlation(table[:, 0], table[:, 1]) for table in tables]
-    correlations = [value for value in found if np.isfinite(value)]
+    found = np.array([_rank_correlation(table[:, 0], table[:, 1]) for table in tables])
+    ranked = np.isfinite(found)
+    close = ranked & np.array([_widest_wrong(table) < CLOSE_FRAC for table in tables])
+    lost = 1.0 - found
     return DecisionRow(
         num_groups=len(tables),
         mean_regret_frac=float(regret.mean()),
         p90_regret_frac=float(np.percentile(regret, 90)),
         within_3pct_frac=float((regret <= 0.03).mean()),
         best_picked_frac=float((regret == 0).mean()),
-        mean_rank_correlation=float(np.mean(correlations)) if correlations else np.nan,
+        mean_rank_correlation=float(found[ranked].mean()) if ranked.any() else np.nan,
+        ranks=RankRow(
+            num_groups=int(ranked.sum()), lost=float(lost[ranked].sum()), lost_close=float(lost[close].sum())
+        ),
         pairs=tuple(_pair_rows(tables)),
     )
 
@@ -181,6 +201,12 @@ def _decision_of(tables: Sequence[RateTable]) -> DecisionRow:
 def _regret(table: RateTable) -> float:
     picked = table[table[:, 0] == table[:, 0].max(), 1]
     return 1.0 - float(picked.mean() / table[:, 1].max())
+
+
+def _widest_wrong(table: RateTable) -> float:
+    """How much faster one of two layouts was measured of which it is not predicted faster, the most of all pairs."""
+    ordered = combinations(table[table[:, 1].argsort()], 2)
+    return max((other[1] / one[1] - 1.0 for one, other in ordered if other[0] <= one[0]), default=0.0)
 
 
 def _pair_rows(tables: Sequence[RateTable]) -> list[PairRow]:

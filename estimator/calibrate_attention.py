@@ -11,6 +11,7 @@ import pandas as pd
 
 from estimator.attention import DecodeCurve, HeadShape, PrefillCurve
 from estimator.calibrate_groups import (
+    BEYOND_CACHE_BYTES,
     HOST_BOUND_S,
     KV_DTYPES,
     NUMBER_BYTES,
@@ -35,7 +36,6 @@ from estimator.work import INDEX_KEY_BYTES
 
 MOST_HEADS = 64
 MOST_GROUP = 16  # query heads per key/value head of grouped models (Llama-3.1-405B, Qwen3-235B)
-BEYOND_CACHE_BYTES = 300e6  # more than twice the L2 cache of any GPU here (126 MB)
 HEADS = ("num_heads", "num_key_value_heads", "head_dim")
 NO_WINDOW = frozenset(("outside_frac", "window_pad"))
 LATENT_LAUNCH = {"launch_s": 14e-6}  # of latent kernels in the tables that a graph launched, where the host hides it

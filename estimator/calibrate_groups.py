@@ -20,6 +20,7 @@ from estimator.roofline import FloatArray
 MOST_ROWS = 6_000  # per group, drawn with a fixed seed
 # fastest twentieth of a table that the host launched, not a graph; a whole sparse module in a graph takes 60 to 90 µs
 HOST_BOUND_S = {"gemm": 18e-6, "latent": 45e-6, "sparse_module": 120e-6}
+BEYOND_CACHE_BYTES = 300e6  # more than twice the L2 cache of any GPU here (126 MB)
 KV_DTYPES: Mapping[str, KvDtype] = {"bfloat16": "bf16", "fp8": "fp8"}
 NUMBER_BYTES = {"bf16": 2.0, "fp8": 1.0}
 

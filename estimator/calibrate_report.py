@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 AIM_FRAC = 0.08
+LIBRARIES = ("nccl", "deepep")  # not an engine's own operators
 BEGIN, END = "<!-- operator errors: begin -->", "<!-- operator errors: end -->"
 Entry = Mapping[str, Any]
 
@@ -30,11 +31,23 @@ def print_summary(cards_dir: Path) -> None:
     """The table, and every group above the aim with its median, 90th percentile and held-out error."""
     entries = card_entries(cards_dir)
     print("\n".join(error_table(entries)))
+    print(_groups_line(entries))
     above = [(gpu, entry) for gpu, entry in entries if entry["median_error_frac"] > AIM_FRAC]
     print(f"{len(above)} of {len(entries)} groups have a median above {100 * AIM_FRAC:.0f} %:")
     for gpu, entry in sorted(above, key=lambda pair: (pair[1]["kind"], pair[0], pair[1]["engine"], pair[1]["dtype"])):
         errors = f"{_percent(entry['median_error_frac'])} median, {_percent(entry['p90_error_frac'])} P90"
         print(f"  {entry['kind']:30s} {gpu:9s} {entry['engine']:7s} {entry['dtype']:10s} {errors}")
+
+
+def _groups_line(entries: Sequence[tuple[str, Entry]]) -> str:
+    """How many pairs of a GPU and an engine's format have a median over their operators above the aim, and which."""
+    by_group: dict[tuple[str, str, str], list[float]] = defaultdict(list)
+    for gpu, entry in entries:
+        if entry["engine"] not in LIBRARIES:
+            by_group[gpu, entry["engine"], entry["dtype"]].append(entry["median_error_frac"])
+    medians = {group: float(np.median(errors)) for group, errors in by_group.items()}
+    above = (f"{' '.join(group)} {_percent(error)}" for group, error in medians.items() if error > AIM_FRAC)
+    return f"of {len(medians)} groups of one GPU, engine and format above {100 * AIM_FRAC:.0f} %: {', '.join(above)}"
 
 
 def error_table(entries: Sequence[tuple[str, Entry]]) -> list[str]:

@@ -17,19 +17,18 @@ import numpy as np
 import pandas as pd
 
 from estimator.calibrate_attention import context, delta_nets, generation, index, latent
-from estimator.calibrate_groups import HOST_BOUND_S, Group, Rows, by_columns, group_of, newest_rows
+from estimator.calibrate_groups import BEYOND_CACHE_BYTES, HOST_BOUND_S, Group, Rows, by_columns, group_of, newest_rows
 from estimator.calibrate_links import collectives, deepep, nccl
 from estimator.calibrate_sparse import sparse
 from estimator.catalogue.gpus import load_gpu
-from estimator.experts import ExpertCurve, ExpertLayer, ExpertLoad, expert_load
+from estimator.experts import EXPERT_BLOCK, ExpertCurve, ExpertLayer, ExpertLoad, expert_load
 from estimator.hardware import Gpu
 from estimator.roofline import ACTIVATION_BYTES, ACTIVATION_IN_BYTES, WEIGHT_BYTES, FloatArray, GemmCurve
 
 NOT_QUANTISED = frozenset(("quantise_frac", "quantise_row", "odd_s", "odd_frac"))  # activations stay as they come
 NEMOTRON_TOP_K, NEMOTRON_HIDDEN = 22, 2688  # its experts have two matrices instead of three, whatever the table says
 GPT_OSS_HIDDEN = 2880  # mxfp4 experts are fitted on the one model family that ships them
-BEYOND_CACHE_BYTES, LEAST_READ_FRAC = 300e6, 0.7  # weights that no L2 cache holds, and time that no reading takes
-EXPERT_BLOCK = 128  # columns that share a scale: no engine serves fp8 experts that cut one (`estimator.replay`)
+LEAST_READ_FRAC = 0.7  # of the time that reading the weights takes: less is no reading
 GEMM_DTYPES = {
     "bfloat16": "bf16",
     "fp8": "fp8",

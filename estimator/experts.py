@@ -45,6 +45,7 @@ from estimator.roofline import (
 Routing = Literal["dealt", "uniform", "power_law"]
 SKEW = 1.01  # exponent of the power law that serving is taken to have; the measured ones are 1.01 and 1.2
 PADDED_ROWS = 128.0  # DeepGEMM's alignment of a group of rows (get_mk_alignment_for_contiguous_layout)
+EXPERT_BLOCK = 128  # columns of block-scaled fp8 that share a scale: no engine cuts one
 TILE_ROWS = np.array([16.0, 32.0, 64.0, 128.0, 256.0])
 TILE_COLUMNS = np.array([64.0, 128.0, 256.0])
 QUANTILES = (np.arange(64) + 0.5) / 64

@@ -26,6 +26,7 @@ from estimator.catalogue.recipes import Recipe, latent_out_of, recipe_of
 from estimator.drafting import DraftKernels, draft_kernels
 from estimator.dtypes import Dtypes, KvDtype, WeightDtype
 from estimator.engine import Engine, EngineCosts, KernelFusion
+from estimator.experts import EXPERT_BLOCK
 from estimator.instance import BLOCK_TOKENS, EngineLimits, Instance
 from estimator.iteration import StepCost
 from estimator.latency import Percentiles, summarise
@@ -45,7 +46,6 @@ from estimator.timing import ExpertKernel
 
 FALLBACK_REQUESTS = 4
 SHORTEST_FRAC, STATED_REQUESTS_PER_SLOT = 0.8, 10  # of InferenceMAX's lengths and loads
-EXPERT_TILE = 128
 NORM_FUSION_SINCE = {"vllm": (0, 16), "sglang": (0, 5, 9)}  # by default, engines.toml; TensorRT-LLM always has
 SM103, SM103_NORM_FUSION_SINCE = ("b300_sxm", "gb300"), {"vllm": (0, 19)}  # pull requests 37755 and 37756, 2026-03-21
 PATIENCE_S = 300.0  # aiohttp's default for a whole request, as inference-perf leaves it (openai_client.py, 2026-11-26)
@@ -326,8 +326,8 @@ def _possible(model: str, parallelism: Parallelism, weight_dtype: str) -> Parall
     is no multiple of block_n); those rows name expert parallelism otherwise, or leave the scripts' `EP_SIZE` out.
     """
     widths = [group.ffn.intermediate_size for group in load_model(model).layers if isinstance(group.ffn, MoeFfn)]
-    blocks = weight_dtype == "fp8" and any(width % (EXPERT_TILE * parallelism.moe_tp) for width in widths)
-    if blocks or any(width < EXPERT_TILE * parallelism.moe_tp for width in widths):
+    blocks = weight_dtype == "fp8" and any(width % (EXPERT_BLOCK * parallelism.moe_tp) for width in widths)
+    if blocks or any(width < EXPERT_BLOCK * parallelism.moe_tp for width in widths):
         return replace(parallelism, ep=parallelism.tp * parallelism.dp)
     return parallelism
 

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from estimator.attention_lines import AttentionLines, attention_lines
 from estimator.dtypes import WEIGHT_BYTES, WeightDtype
-from estimator.experts import ExpertLayer
+from estimator.experts import EXPERT_BLOCK, ExpertLayer
 from estimator.operators import (
     AllGather,
     AllReduce,
@@ -45,7 +45,6 @@ Kind = Literal["gemm", "block_gemm", "moe", "block_moe", "mxfp4_moe", "link", "e
 EXPERT_KINDS: tuple[Kind, ...] = ("moe", "block_moe", "mxfp4_moe")
 QUANTISED: tuple[WeightDtype, ...] = ("fp8", "fp4")  # products whose activations are brought to the weights' format
 NVFP4_BYTES = WEIGHT_BYTES["fp4"]
-EXPERT_BLOCK = 128
 TokenOperator = Gemm | ExpertFfn | Elementwise | AllReduce | AllGather | AllToAll | StageTransfer
 
 

@@ -15,11 +15,13 @@ from pathlib import Path
 import numpy as np
 
 from estimator.accuracy import (
+    CLOSE_FRAC,
     DecisionRow,
     ErrorRow,
     GroupRow,
     PairRow,
     Prediction,
+    RankRow,
     decision_row,
     error_rows,
     group_rows,
@@ -139,10 +141,13 @@ def accuracy_table(validation: Validation) -> str:
     for tool, decision in {"bestserve": validation.decision, **validation.peer_decisions}.items():
         if decision is not None:
             lines.append(_decision_line(tool, decision))
-    lines += ["", "| tool | pairs of layouts put in order, by how much faster one was measured |", "|---|---|"]
+    head = "pairs of layouts put in order, by how much faster one was measured | rank correlations lack of one each"
+    lines += ["", f"| tool | {head} |", "|---|---|---|"]
     for tool, decision in {"bestserve": validation.decision, **validation.peer_decisions}.items():
         if decision is not None:
-            lines.append(f"| {tool} | {'; '.join(_pair_cell(row) for row in decision.pairs)} |")
+            lines.append(
+                f"| {tool} | {'; '.join(_pair_cell(row) for row in decision.pairs)} | {_lost(decision.ranks)} |"
+            )
     lines += [
         "",
         "| model | GPU | engine | mode | runs | TPOT median | bias | TTFT median | bias | share of TPOT error |",
@@ -175,6 +180,11 @@ def _pair_cell(row: PairRow) -> str:
     least, most = 100 * row.least_frac, 100 * row.most_frac
     gap = f"{least:.0f} to {most:.0f} %" if np.isfinite(most) else f"{least:.0f} % and more"
     return f"{gap}: {100 * row.ordered_frac:.0f} % of {row.num_pairs}"
+
+
+def _lost(row: RankRow) -> str:
+    close = f"{row.lost_close:.1f} where no wrong pair is {100 * CLOSE_FRAC:.0f} % apart"
+    return f"{row.lost:.1f} of {row.num_groups}, {close}"
 
 
 def _decision_line(tool: str, row: DecisionRow) -> str:

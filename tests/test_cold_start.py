@@ -8,32 +8,13 @@ import numpy as np
 import pytest
 
 from estimator.engine import EngineCosts
-from estimator.measured_runs import MeasuredRun, PoolLayout
+from estimator.measured_runs import PoolLayout
 from estimator.parallelism import Parallelism
 from estimator.replay import prepare, replay
+from tests.small_run import small_run
 
-RUN = MeasuredRun(
-    id="0",
-    source="silicon/inferencemax",
-    model="Qwen/Qwen3.5-397B-A17B",
-    gpu="b200_sxm",
-    engine="sglang",
-    weight_dtype="fp8",
-    pools=(PoolLayout(parallelism=Parallelism(tp=8), num_instances=1),),
-    max_num_batched_tokens=8192,
-    max_num_seqs=8,
-    memory_utilisation_frac=None,
-    unique_prompts=0,
-    shared_prefix_tokens=0,
-    starts_warm=True,
-    concurrency=4,
-    rate_req_s=None,
-    num_requests=40,
-    input_bounds=(256, 256),
-    output_bounds=(8, 8),
-    measured_ms={},
-    note="",
-)
+EIGHT = (PoolLayout(parallelism=Parallelism(tp=8), num_instances=1),)
+RUN = small_run(gpu="b200_sxm", engine="sglang", pools=EIGHT, max_num_batched_tokens=8192, num_requests=40)
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -14,34 +12,11 @@ from estimator.catalogue.gpus import load_gpu
 from estimator.catalogue.timing import load_timing
 from estimator.experts import ExpertCurve, ExpertLayer, Routing, expert_load
 from estimator.grouped_experts import grouped_experts_s
-from estimator.measured_runs import MeasuredRun, PoolLayout
-from estimator.parallelism import Parallelism
 from estimator.replay import prepare
 from estimator.roofline import ElementwiseCurve, GemmCurve
 from estimator.timing import ExpertKernel
+from tests.small_run import small_run
 
-RUN = MeasuredRun(
-    id="0",
-    source="inferencemax",
-    model="Qwen/Qwen3-235B-A22B",
-    gpu="h200_sxm",
-    engine="vllm",
-    weight_dtype="fp8",
-    pools=(PoolLayout(parallelism=Parallelism(tp=4), num_instances=1),),
-    max_num_batched_tokens=2048,
-    max_num_seqs=8,
-    memory_utilisation_frac=None,
-    unique_prompts=0,
-    shared_prefix_tokens=0,
-    starts_warm=True,
-    concurrency=4,
-    rate_req_s=None,
-    num_requests=8,
-    input_bounds=(128, 128),
-    output_bounds=(8, 8),
-    measured_ms={},
-    note="",
-)
 GPU, CURVE = load_gpu("h200_sxm"), GemmCurve(k_half=250.0, sm_share=2.0, exponent=2.0)
 
 
@@ -129,6 +104,6 @@ def test_no_other_engine_or_architecture_borrows_that_kernel(gpu: str, engine: s
 )
 def test_runs_take_the_kernel_of_their_version(version: tuple[int, ...] | None, gpu: str, kernel: ExpertKernel) -> None:
     """vLLM on Hopper ran DeepGEMM before 0.14, CUTLASS to 0.16, then by layout; elsewhere it is by layout."""
-    prepared = prepare(replace(RUN, engine_version=version, gpu=gpu))
+    prepared = prepare(small_run(engine_version=version, gpu=gpu))
     assert prepared.engine.expert_kernel == kernel
     assert load_engine("vllm").expert_kernel == "of_layout"

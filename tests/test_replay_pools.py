@@ -15,6 +15,7 @@ from estimator.measured_runs import MeasuredRun, PoolLayout
 from estimator.parallelism import Parallelism
 from estimator.replay import answer, prepare
 from estimator.replay_pools import decode_seats, fuses_norms, pool_blocks, pool_engine, pool_limits, pool_parallelism
+from tests.small_run import small_run
 
 SHARED = Path(__file__).parents[2] / "shared" / "measured" / "measurements.csv"
 
@@ -25,27 +26,20 @@ def two_pools(engine: str = "trtllm", num_decode: int = 4, dp: int = 1, **change
         PoolLayout(parallelism=Parallelism(dp=4, ep=4), num_instances=1),
         PoolLayout(parallelism=Parallelism(tp=8, dp=dp, ep=8), num_instances=num_decode),
     )
-    run = MeasuredRun(
-        id="a",
+    run = small_run(
         source="silicon",
         model="deepseek-ai/DeepSeek-R1",
         gpu="gb300",
         engine=engine,
-        weight_dtype="fp8",
         pools=layouts,
         max_num_batched_tokens=None,
         max_num_seqs=None,
-        memory_utilisation_frac=None,
-        unique_prompts=0,
-        shared_prefix_tokens=0,
         starts_warm=False,
         concurrency=36,
-        rate_req_s=None,
         num_requests=360,
         input_bounds=(819, 1024),
         output_bounds=(6554, 8192),
         measured_ms={"ttft_mean_ms": 10433.0, "tpot_mean_ms": 11.3},
-        note="",
         highest_concurrency=192,
     )
     return replace(run, **changes)

@@ -37,6 +37,7 @@ def test_the_measurement_itself_has_no_error_and_no_regret(runs: list[MeasuredRu
     assert decision is not None
     assert decision.mean_regret_frac == 0
     assert decision.mean_rank_correlation == pytest.approx(1.0)
+    assert decision.ranks.lost == pytest.approx(0.0, abs=1e-9)
     assert decision.num_groups > 200
 
 
@@ -46,6 +47,8 @@ def test_the_inverse_picks_the_worst(runs: list[MeasuredRun]) -> None:
     decision = decision_row(runs, inverse)
     assert decision is not None
     assert decision.mean_rank_correlation == pytest.approx(-1.0, abs=0.05)
+    assert decision.ranks.lost == pytest.approx((1.0 - decision.mean_rank_correlation) * decision.ranks.num_groups)
+    assert 0.0 < decision.ranks.lost_close < decision.ranks.lost  # some groups hold close layouts alone
     assert decision.mean_regret_frac > 0.1
 
 
